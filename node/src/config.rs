@@ -1,0 +1,61 @@
+//! What a node is told at its start.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::link::Capacity;
+use usher_shared::quantity::Weight;
+use usher_shared::secret::Token;
+use usher_shared::template::NodeUrl;
+
+/// What a node is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name.
+    pub node: NodeId,
+    /// Drawn by the parent, so that it can report this very process when it dies.
+    pub incarnation: Incarnation,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where `/metrics` and health are.
+    pub admin: SocketAddr,
+    /// Node-link listeners of the brokers, tried in turn: `ws://host:port`, without a path.
+    pub brokers: Vec<String>,
+    /// Where clients reach the node; `ws://<listen>/teams/{team}` when not given.
+    pub url: Option<NodeUrl>,
+    /// `host:port` that the broker tries when the link closes; `listen` when not given.
+    pub probe: Option<String>,
+    /// Where it runs.
+    pub region: Option<Label>,
+    /// What it shares its fate with.
+    pub zone: Option<Label>,
+    /// Free labels.
+    pub labels: BTreeMap<Label, Label>,
+    /// What it can carry beside others.
+    pub weight: Weight,
+    /// What it will hold at most.
+    pub capacity: Capacity,
+    /// What happens to a frame.
+    pub relay: Relay,
+    /// The node-link token, needed beyond loopback.
+    pub token: Option<Token>,
+    /// How long the node goes on after SIGTERM.
+    pub stop_budget: Duration,
+    /// How long a connection may be idle before it is pinged; two missed pongs end it.
+    pub ping: Duration,
+    /// The largest message of a client, in bytes.
+    pub message_bytes: usize,
+    /// The most that waits for a slow reader, in bytes; beyond it the connection is closed with 4308.
+    pub queue_bytes: usize,
+}
+
+/// What happens to an application frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Relay {
+    /// It goes to the other connections of the team.
+    #[default]
+    Team,
+    /// Nothing.
+    None,
+}

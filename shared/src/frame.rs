@@ -1,0 +1,216 @@
+//! What a client may see of Usher on its WebSocket: control frames and close codes.
+//!
+//! Control frames are text frames that start with the exact bytes `{"usher":`. Only clients that
+//! asked for [`SUBPROTOCOL`] get them (except [`Control::Redirect`], for clients that cannot follow
+//! an HTTP redirect), and no node relays an application frame that starts so.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ConnectionId, NodeId, TeamId};
+use crate::quantity::Epoch;
+
+/// The optional subprotocol.
+pub const SUBPROTOCOL: &str = "usher.v1";
+/// The exact start of every control frame.
+pub const CONTROL_PREFIX: &str = "{\"usher\":";
+/// RFC 6455 section 5.5: a control frame carries 125 bytes, 2 of them the close code.
+pub const MAX_REASON_BYTES: usize = 123;
+
+/// Why a connection was closed. Never 1000 from us: some clients then never return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum CloseCode {
+    /// Moved, or the node restarts: come back through the broker.
+    Restart = 1012,
+    /// Full just now: come back through the broker, later.
+    TryAgain = 1013,
+    /// The ticket was not good: come back through the broker.
+    Ticket = 4301,
+    /// Go to the URL in the frame before this, or in the reason.
+    Redirect = 4302,
+    /// The client read too slowly: come back through the broker.
+    TooSlow = 4308,
+    /// The team is elsewhere: come back through the broker.
+    Elsewhere = 4309,
+    /// Not a request that will ever work. Final.
+    BadRequest = 4400,
+    /// Not allowed. Final.
+    Forbidden = 4403,
+    /// A message over the bound. Final.
+    TooLarge = 4413,
+}
+
+impl CloseCode {
+    /// Every code, for metrics and documentation.
+    pub const ALL: [Self; 9] = [
+        Self::Restart,
+        Self::TryAgain,
+        Self::Ticket,
+        Self::Redirect,
+        Self::TooSlow,
+        Self::Elsewhere,
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::TooLarge,
+    ];
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// Whether a client should come back.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::BadRequest | Self::Forbidden | Self::TooLarge)
+    }
+}
+
+/// The close reason: JSON of at most [`MAX_REASON_BYTES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseReason {
+    /// Wait this long, then come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_ms: Option<u64>,
+    /// Why, in one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Where to, when it fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+}
+
+impl CloseReason {
+    /// A reason that names a code and when to come back.
+    #[must_use]
+    pub fn retry(code: &str, retry_ms: u64) -> Self {
+        Self {
+            retry_ms: Some(retry_ms),
+            code: Some(code.to_owned()),
+            url: None,
+        }
+    }
+
+    /// The text for the wire; parts that do not fit are left out, the URL first.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let whole = serde_json::to_string(self).unwrap_or_default();
+        if whole.len() <= MAX_REASON_BYTES {
+            return whole;
+        }
+        let short = Self {
+            url: None,
+            ..self.clone()
+        };
+        let short = serde_json::to_string(&short).unwrap_or_default();
+        if short.len() <= MAX_REASON_BYTES {
+            short
+        } else {
+            "{}".to_owned()
+        }
+    }
+}
+
+/// A control frame from node (or broker) to client. Clients send none yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "usher", rename_all = "snake_case")]
+pub enum Control {
+    /// The first frame on a connection that speaks `usher.v1`.
+    Welcome {
+        /// The team.
+        team: TeamId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The node.
+        node: NodeId,
+        /// This connection's id: a client that moves shows it as `from`.
+        connection: ConnectionId,
+        /// A ticket for coming back to this node while the broker is away.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        resume: Option<String>,
+        /// How often the node pings an idle connection, in seconds.
+        ping_s: u32,
+    },
+    /// Open a new connection at `url` after `after_ms`; close this one once the new one is welcome.
+    Move {
+        /// The broker's `/connect/{team}`, with `from` set.
+        url: String,
+        /// The slot, in milliseconds from now.
+        after_ms: u64,
+        /// When the node closes what is left, in milliseconds from now.
+        by_ms: u64,
+        /// Why: `drain`, `shed`, `rebalance`.
+        reason: String,
+    },
+    /// Something was refused; the connection stays.
+    Error {
+        /// Stable, for programs.
+        code: String,
+        /// For people.
+        detail: String,
+    },
+    /// Sent once, before Close 4302, to a client that cannot follow a redirect.
+    Redirect {
+        /// Where the team is.
+        url: String,
+    },
+}
+
+impl Control {
+    /// The text of the frame. It starts with [`CONTROL_PREFIX`].
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// Whether an application frame pretends to be control.
+#[must_use]
+pub fn pretends_control(text: &str) -> bool {
+    text.starts_with(CONTROL_PREFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_control_frame_starts_with_the_prefix() {
+        let frames = [
+            Control::Redirect {
+                url: "ws://h/teams/T".to_owned(),
+            },
+            Control::Error {
+                code: "x".to_owned(),
+                detail: "y".to_owned(),
+            },
+            Control::Move {
+                url: "u".to_owned(),
+                after_ms: 1,
+                by_ms: 2,
+                reason: "drain".to_owned(),
+            },
+        ];
+        for frame in frames {
+            assert!(pretends_control(&frame.to_text()), "{}", frame.to_text());
+        }
+        assert!(!pretends_control("{ \"usher\":"));
+    }
+
+    #[test]
+    fn a_reason_never_outgrows_a_control_frame() {
+        let reason = CloseReason {
+            retry_ms: Some(5),
+            code: None,
+            url: Some("w".repeat(200)),
+        };
+        assert_eq!(reason.to_text(), r#"{"retry_ms":5}"#);
+        let endless = CloseReason {
+            retry_ms: None,
+            code: Some("c".repeat(200)),
+            url: None,
+        };
+        assert_eq!(endless.to_text(), "{}");
+    }
+}

@@ -1,0 +1,18 @@
+//! What crosses a process boundary in Usher.
+//!
+//! The broker, the nodes, the command line and any server in another language agree on what is in
+//! this package and on nothing else: [`id`]s, [`quantity`] newtypes, [`link`] messages between node
+//! and broker, [`ticket`]s and [`grant`]s, the control [`frame`]s a client may see, and the
+//! [`rest`] bodies an operator sees. Everything is parsed here into types that cannot be wrong, so
+//! the packages behind it do not check again.
+
+pub mod clock;
+pub mod frame;
+pub mod grant;
+pub mod id;
+pub mod link;
+pub mod quantity;
+pub mod rest;
+pub mod secret;
+pub mod template;
+pub mod ticket;

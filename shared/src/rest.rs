@@ -1,0 +1,550 @@
+//! Bodies of the REST API under `/v1`, as the broker sends them and the command line reads them.
+
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::id::{BrokerId, ClusterId, Incarnation, Label, NodeId, OperationId, TeamId};
+use crate::link::Capacity;
+use crate::quantity::{Epoch, Millicores, Term, Weight};
+
+/// A failure, as `application/problem+json` (RFC 9457).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// `urn:usher:problem:` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The code in words, the same for every occurrence.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// Stable, for programs: `unknown_team`, `no_node`, ...
+    pub code: Cow<'static, str>,
+    /// What happened this time, and what to do.
+    pub detail: String,
+    /// When to try again, in milliseconds, where that makes sense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_ms: Option<u64>,
+}
+
+impl Problem {
+    /// A problem from its status, stable code and the sentence that says what to do.
+    #[must_use]
+    pub fn new(status: u16, code: &'static str, detail: impl Into<String>) -> Self {
+        Self {
+            kind: format!("urn:usher:problem:{code}"),
+            title: code.replace('_', " "),
+            status,
+            code: Cow::Borrowed(code),
+            detail: detail.into(),
+            retry_ms: None,
+        }
+    }
+
+    /// The same problem with a time to come back.
+    #[must_use]
+    pub fn retry_after(self, retry_ms: u64) -> Self {
+        Self {
+            retry_ms: Some(retry_ms),
+            ..self
+        }
+    }
+}
+
+/// What `GET /connect/{team}` answers to `Accept: application/json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectView {
+    /// The team.
+    pub team: TeamId,
+    /// Its node.
+    pub node: NodeId,
+    /// Where to connect, ticket included.
+    pub url: String,
+    /// Seconds that the ticket is good for.
+    pub expires_in: u64,
+    /// The epoch of the assignment.
+    pub epoch: Epoch,
+}
+
+/// The body of `PUT /v1/teams/{team}`. Every field may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeamPut {
+    /// What the team weighs, 1 to 10,000; 1 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Weight>,
+    /// Only nodes of this region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Label>,
+    /// Only nodes with these labels; at most 16.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Label, Label>,
+    /// A wish, or an order, for one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
+}
+
+/// A wish, or an order, for one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pin {
+    /// The node.
+    pub node: NodeId,
+    /// For how long, in seconds from now; at most 30 days.
+    pub seconds: u64,
+    /// Soft: elsewhere when the node cannot. Hard: there or nowhere.
+    #[serde(default)]
+    pub strength: PinStrength,
+}
+
+/// How strictly a pin is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PinStrength {
+    /// Elsewhere when the node cannot.
+    #[default]
+    Soft,
+    /// There or nowhere.
+    Hard,
+}
+
+/// One team.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TeamView {
+    /// The team.
+    pub team: TeamId,
+    /// Its owner; `None` while no node may take it.
+    pub node: Option<NodeId>,
+    /// Where its connections go, without a ticket.
+    pub url: Option<String>,
+    /// The epoch of its assignment; 0 before the first.
+    pub epoch: Epoch,
+    /// Whether it stays when its last connection goes.
+    pub kind: TeamKind,
+    /// What it weighs.
+    pub weight: Weight,
+    /// The node that its last connections are leaving, while it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving_from: Option<NodeId>,
+    /// The region it is held to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Label>,
+    /// The labels it is held to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<Label, Label>,
+    /// Its pin, with the seconds left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Pin>,
+}
+
+/// Whether a team stays when its last connection goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TeamKind {
+    /// Made by a client's first connect; forgotten 10 minutes after its last connection.
+    Auto,
+    /// Made by `PUT`; stays until `DELETE`.
+    Put,
+}
+
+/// One page of teams.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TeamsView {
+    /// In order of their ids.
+    pub teams: Vec<TeamView>,
+    /// How many there are in all.
+    pub total: u64,
+    /// What to pass as `after` for the next page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<TeamId>,
+}
+
+/// Why a team is where it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WhyView {
+    /// The team.
+    pub team: TeamId,
+    /// Its owner now.
+    pub node: Option<NodeId>,
+    /// The epoch of its assignment.
+    pub epoch: Epoch,
+    /// Its decisions, newest first; at most 8. Those before a restart of the broker are gone.
+    pub decisions: Vec<DecisionView>,
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DecisionView {
+    /// The epoch it was made under.
+    pub epoch: Epoch,
+    /// What it was made for.
+    pub cause: Cause,
+    /// Where it put the team; `None` when no node could take it.
+    pub node: Option<NodeId>,
+    /// Where the team was before.
+    pub from: Option<NodeId>,
+    /// Milliseconds since then.
+    pub ago_ms: u64,
+    /// The three best, best first.
+    pub best: Vec<ScoreView>,
+    /// How many nodes each gate kept out.
+    pub gated: BTreeMap<Gate, u32>,
+    /// Nodes kept out, with their gate; at most 8.
+    pub gated_nodes: BTreeMap<NodeId, Gate>,
+    /// How many nodes there were.
+    pub nodes: u32,
+}
+
+/// What a decision was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// A client's first connect.
+    Connect,
+    /// `PUT /v1/teams/{team}`.
+    Put,
+    /// Its node died.
+    Failover,
+    /// Its node is being emptied.
+    Drain,
+    /// Its node gives some away.
+    Shed,
+    /// Its node went silent and its client knocked at the broker.
+    Knock,
+    /// A node reported it and the store knew nothing of it.
+    Adopted,
+}
+
+impl Cause {
+    /// The word used in JSON and as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Put => "put",
+            Self::Failover => "failover",
+            Self::Drain => "drain",
+            Self::Shed => "shed",
+            Self::Knock => "knock",
+            Self::Adopted => "adopted",
+        }
+    }
+}
+
+/// What keeps a node from being chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Its inventory is not in yet, or its link is down.
+    NotReady,
+    /// An operator said: no new teams.
+    Cordoned,
+    /// It is being emptied.
+    Draining,
+    /// No heartbeat for two intervals.
+    Silent,
+    /// It holds as many teams as it may.
+    FullTeams,
+    /// It holds as many connections as it may.
+    FullConnections,
+    /// It has hardly a file descriptor left.
+    Descriptors,
+    /// Its wall clock is off by more than 5 s, so its tickets would not fit.
+    Clock,
+    /// It is in another region.
+    Region,
+    /// It lacks a label that the team asks for.
+    Labels,
+    /// The team is pinned to another node.
+    Pin,
+    /// It is the node that the team must leave.
+    Leaving,
+    /// It is new and has had twice its share. Chosen all the same when nothing else is left.
+    Young,
+    /// Its CPU is above the ceiling. Chosen all the same when nothing else is left.
+    CpuCeiling,
+    /// It says that its machine is under pressure. Chosen all the same when nothing else is left.
+    Pressure,
+}
+
+/// What a node scored. Lower is chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoreView {
+    /// The node.
+    pub node: NodeId,
+    /// How busy: parts per million, the sum of the two next.
+    pub busy_ppm: u64,
+    /// The part that its teams make.
+    pub teams_ppm: u64,
+    /// The part that its CPU makes, what is on its way included.
+    pub cpu_ppm: u64,
+    /// Its teams, those on their way included.
+    pub teams: u32,
+    /// The moving average of its CPU.
+    pub cpu_average: Millicores,
+    /// CPU of teams that are on their way.
+    pub cpu_pending: Millicores,
+    /// Set when only a last resort let it in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_resort: Option<Gate>,
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// The node.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// What the broker sees of it, folded with what the operator asked.
+    pub state: NodeState,
+    /// Its software.
+    pub version: String,
+    /// Where clients reach it, `{team}` left open.
+    pub url: String,
+    /// Where it runs.
+    pub region: Option<Label>,
+    /// What it shares its fate with.
+    pub zone: Option<Label>,
+    /// Its labels.
+    pub labels: BTreeMap<Label, Label>,
+    /// What it can carry beside others.
+    pub weight: Weight,
+    /// The CPU it may use.
+    pub cores: Millicores,
+    /// What it will hold at most.
+    pub capacity: Capacity,
+    /// Teams it owns.
+    pub teams: u32,
+    /// Connections it reported.
+    pub connections: u32,
+    /// CPU over its last sample.
+    pub cpu_now: Millicores,
+    /// The moving average of its CPU.
+    pub cpu_average: Millicores,
+    /// Resident memory it reported.
+    pub memory_bytes: u64,
+    /// What it scores now.
+    pub score: ScoreView,
+    /// What keeps new teams away.
+    pub gates: Vec<Gate>,
+    /// Milliseconds since its last heartbeat.
+    pub heartbeat_age_ms: u64,
+    /// The operation that empties it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<OperationId>,
+}
+
+/// What the broker sees of a node, folded with what the operator asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// Takes teams.
+    Ready,
+    /// Said hello; its inventory is not in yet.
+    Joining,
+    /// Serves what it has, takes no new teams.
+    Cordoned,
+    /// Is being emptied.
+    Draining,
+    /// Was emptied, serves nothing, takes nothing.
+    Drained,
+    /// Not heard for two heartbeats, or its link closed.
+    Silent,
+    /// Known from before, gone now.
+    Dead,
+}
+
+impl NodeState {
+    /// Every state, for metrics.
+    pub const ALL: [Self; 7] = [
+        Self::Ready,
+        Self::Joining,
+        Self::Cordoned,
+        Self::Draining,
+        Self::Drained,
+        Self::Silent,
+        Self::Dead,
+    ];
+
+    /// The word used in JSON and as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Joining => "joining",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Silent => "silent",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// All nodes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodesView {
+    /// In order of their names.
+    pub nodes: Vec<NodeView>,
+}
+
+/// The body of `POST /v1/nodes/{node}/drain`. Every field may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainPost {
+    /// Connections moved a second, 1 to 10,000; by default 200 for each other ready node, at most half of that sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_per_s: Option<u32>,
+    /// When it must be done, in seconds, 1 to 86,400; the rate rises if it must.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<u64>,
+    /// Go on although the other nodes cannot hold it, or a team is pinned here.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// The body of `POST /v1/nodes/{node}/shed`: one of the two.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShedPost {
+    /// How many teams to give away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teams: Option<u32>,
+    /// Which share of its teams to give away, 1 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u32>,
+    /// Connections moved a second, as for a drain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_per_s: Option<u32>,
+}
+
+/// A drain, a shed or a failover, with its progress and at last its report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationView {
+    /// Its id.
+    pub operation: OperationId,
+    /// What it does.
+    pub kind: OperationKind,
+    /// The node that teams leave.
+    pub node: NodeId,
+    /// How far it is.
+    pub state: OperationState,
+    /// What it waits for or why it ended, in words.
+    pub detail: String,
+    /// Teams it set out to move.
+    pub teams: u32,
+    /// Teams that have their new owner.
+    pub teams_moved: u32,
+    /// Teams still to be given a new owner.
+    pub teams_waiting: u32,
+    /// Teams with a new owner whose connections are still leaving.
+    pub teams_leaving: u32,
+    /// Connections of those teams when it began, as the node had reported.
+    pub connections: u32,
+    /// Connections that left the node.
+    pub connections_left: u32,
+    /// Connections of those teams that came in on their new nodes.
+    pub connections_arrived: u32,
+    /// Of these, the ones known to be the same client as one that left.
+    pub connections_matched: u32,
+    /// Time without a connection of the matched ones, in milliseconds: half of them had at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_p50_ms: Option<u64>,
+    /// 99 of 100 of them had at most this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_p99_ms: Option<u64>,
+    /// The longest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_max_ms: Option<u64>,
+    /// Connections moved a second.
+    pub rate_per_s: u32,
+    /// How long it was thought to take.
+    pub estimate_ms: u64,
+    /// How long it has taken so far, or took.
+    pub elapsed_ms: u64,
+}
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    /// Every team leaves a node.
+    Drain,
+    /// Some teams leave a node.
+    Shed,
+    /// A node died.
+    Failover,
+}
+
+impl OperationKind {
+    /// The word used in JSON and as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Shed => "shed",
+            Self::Failover => "failover",
+        }
+    }
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// Going on.
+    Running,
+    /// Ended, nothing left to do.
+    Done,
+    /// Ended by an operator.
+    Cancelled,
+}
+
+/// The newest operations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OperationsView {
+    /// Newest first; at most 100.
+    pub operations: Vec<OperationView>,
+}
+
+/// The broker at a glance: `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This process.
+    pub broker: BrokerId,
+    /// Its term.
+    pub term: Term,
+    /// Its software.
+    pub version: String,
+    /// Whether it moves teams freely.
+    pub state: BrokerState,
+    /// Milliseconds since its start.
+    pub uptime_ms: u64,
+    /// Nodes by state.
+    pub nodes: BTreeMap<NodeState, u32>,
+    /// Teams in all.
+    pub teams: u64,
+    /// Of these, the ones that no node may take just now.
+    pub teams_unplaced: u64,
+    /// Connections that nodes reported.
+    pub connections: u64,
+    /// The busiest node's team load over the mean of the ready ones, in parts per million; 1,000,000 is even.
+    pub imbalance_ppm: u64,
+    /// Operations that are going on.
+    pub operations_running: u32,
+}
+
+/// Whether the broker moves teams freely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BrokerState {
+    /// As ever.
+    Ready,
+    /// Lately started: owners change only on proof of death until the nodes have reported.
+    Grace,
+    /// Too many nodes went silent at once: nothing is re-assigned on silence alone.
+    SelfPreservation,
+}
