@@ -1,1 +1,45 @@
-//! Stub.
+//! Every decision of the broker, as a state machine without IO.
+//!
+//! [`Core`] owns the state of the cluster: nodes, teams, operations, the epoch counter. It is told
+//! what happened with [`Core::handle`], answers with [`Command`]s that the caller carries out
+//! ([`Core::poll_command`]), and says when it wants to be woken ([`Core::next_deadline`],
+//! [`Core::handle_deadline`]). It reads no clock, does no IO, logs nothing and draws no random
+//! number, so a run can be printed, replayed and simulated.
+//!
+//! One file answers one question asked of the state:
+//!
+//! | question | file |
+//! | --- | --- |
+//! | which node takes this team? | [`choose`] |
+//! | how busy is a node, and who is least busy? | [`score`] |
+//! | what may a client's or an operator's request do? | `request` |
+//! | is a node alive, and since when not? | [`liveness`] |
+//! | whose teams need a new owner now, and may they have one? | `failover` |
+//! | which team leaves next, and when is a drain done? | `drain` |
+//! | what does a node hold that it should not, or lack? | `reconcile` |
+//! | what does an operator see? | `view` |
+#![forbid(unsafe_code)]
+
+mod choose;
+mod command;
+mod core;
+mod drain;
+mod event;
+mod failover;
+mod link;
+mod liveness;
+mod node;
+mod operation;
+mod reconcile;
+mod record;
+mod request;
+mod score;
+mod settings;
+mod team;
+mod view;
+
+pub use command::{Answer, Command, NodeEntry, Notice, Refusal, Route};
+pub use core::Core;
+pub use event::{Ask, Event, Knock, LinkId, ProbeOutcome, RequestId};
+pub use record::{IntentRecord, NodeRecord, OperationRecord, PinRecord, Record, Snapshot, TeamRecord};
+pub use settings::{Settings, SettingsError};

@@ -1,0 +1,272 @@
+//! Which node takes this team?
+//!
+//! The first node in the [index](crate::score::Index) that the team's own wishes admit. The reasons
+//! are data: the three best with their scores, and what kept the others out. Choosing changes
+//! nothing, so choosing twice gives the same answer.
+
+use std::collections::BTreeMap;
+use usher_shared::id::{Label, NodeId};
+use usher_shared::quantity::{Epoch, Timestamp};
+use usher_shared::rest::{Cause, Gate, PinStrength, ScoreView};
+
+use crate::command::Refusal;
+use crate::core::Core;
+use crate::node::Node;
+use crate::record::PinRecord;
+use crate::score;
+use crate::team::Team;
+
+/// How many of the best are kept as a reason.
+const BEST: usize = 3;
+/// How many of the nodes that were kept out are named.
+const GATED_NAMED: usize = 8;
+/// How many nodes that a team's wishes rule out are looked at to find better reasons, once a node was found.
+const LOOK_FURTHER: usize = 16;
+
+/// What a team asks of its node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish<'a> {
+    pub(crate) region: Option<&'a Label>,
+    pub(crate) labels: &'a BTreeMap<Label, Label>,
+    pub(crate) pin: Option<&'a PinRecord>,
+    /// The node that it must leave.
+    pub(crate) leaving: Option<&'a NodeId>,
+    pub(crate) cause: Cause,
+}
+
+/// A choice with its reasons.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Decision {
+    pub(crate) at: Timestamp,
+    pub(crate) epoch: Epoch,
+    pub(crate) cause: Cause,
+    pub(crate) node: Option<NodeId>,
+    pub(crate) from: Option<NodeId>,
+    pub(crate) best: Vec<ScoreView>,
+    pub(crate) gated: BTreeMap<Gate, u32>,
+    pub(crate) gated_nodes: BTreeMap<NodeId, Gate>,
+    pub(crate) nodes: u32,
+}
+
+impl Decision {
+    /// Set when only a last resort let the chosen node in.
+    pub(crate) fn last_resort(&self) -> Option<Gate> {
+        let chosen = self.node.as_ref()?;
+        self.best.iter().find(|score| score.node == *chosen)?.last_resort
+    }
+
+    /// What kept the nodes out, in words.
+    pub(crate) fn gated_in_words(&self) -> String {
+        if self.nodes == 0 {
+            return "there are no nodes".to_owned();
+        }
+        let words: Vec<String> = self
+            .gated
+            .iter()
+            .map(|(gate, count)| format!("{count} {}", gate_word(*gate)))
+            .collect();
+        format!("of {} nodes: {}", self.nodes, words.join(", "))
+    }
+}
+
+fn gate_word(gate: Gate) -> &'static str {
+    match gate {
+        Gate::NotReady => "not ready",
+        Gate::Cordoned => "cordoned",
+        Gate::Draining => "draining",
+        Gate::Silent => "silent",
+        Gate::FullTeams => "full of teams",
+        Gate::FullConnections => "full of connections",
+        Gate::Descriptors => "out of file descriptors",
+        Gate::Clock => "with a clock off by more than 5 s",
+        Gate::Region => "in another region",
+        Gate::Labels => "without the labels",
+        Gate::Pin => "not the pinned one",
+        Gate::Leaving => "the one to leave",
+        Gate::Young => "young and had its share",
+        Gate::CpuCeiling => "above the CPU ceiling",
+        Gate::Pressure => "under pressure",
+    }
+}
+
+impl Team {
+    /// What this team asks of its node.
+    pub(crate) fn wish<'a>(&'a self, cause: Cause, leaving: Option<&'a NodeId>, wall_ms: u64) -> Wish<'a> {
+        Wish {
+            region: self.region.as_ref(),
+            labels: &self.labels,
+            pin: self.pin.as_ref().filter(|pin| pin.until_wall_ms > wall_ms),
+            leaving,
+            cause,
+        }
+    }
+}
+
+impl Core {
+    /// The least busy node that the wish admits, with the reasons.
+    pub(crate) fn choose(&self, wish: &Wish<'_>, now: Timestamp) -> Decision {
+        let mut search = Search::new(self, wish, now);
+        if let Some(pin) = wish.pin {
+            search.try_pinned(pin);
+        }
+        if !wish.pin.is_some_and(|pin| pin.strength == PinStrength::Hard) {
+            search.walk();
+        }
+        search.finish()
+    }
+
+    /// Why a wish was not met, for the one who asked.
+    pub(crate) fn refusal(
+        &self,
+        team: &usher_shared::id::TeamId,
+        wish: &Wish<'_>,
+        decision: &Decision,
+    ) -> Refusal {
+        // A silent node is replaced, and a new one starts, within about a lease.
+        let retry_ms = self.settings.lease_ms / 2;
+        match wish.pin {
+            Some(pin) if pin.strength == PinStrength::Hard => Refusal::Pinned {
+                team: team.clone(),
+                node: pin.node.clone(),
+                retry_ms,
+            },
+            _ => Refusal::NoNode {
+                team: team.clone(),
+                gated: decision.gated_in_words(),
+                retry_ms,
+            },
+        }
+    }
+}
+
+struct Search<'a> {
+    core: &'a Core,
+    wish: &'a Wish<'a>,
+    now: Timestamp,
+    chosen: Option<NodeId>,
+    /// The first that only its youth kept out: better than nobody.
+    young: Option<NodeId>,
+    best: Vec<ScoreView>,
+    gated: BTreeMap<Gate, u32>,
+    named: BTreeMap<NodeId, Gate>,
+}
+
+impl<'a> Search<'a> {
+    fn new(core: &'a Core, wish: &'a Wish<'a>, now: Timestamp) -> Self {
+        let named = core
+            .index
+            .gated
+            .iter()
+            .take(GATED_NAMED)
+            .map(|(node, gate)| (node.clone(), *gate));
+        Self {
+            core,
+            wish,
+            now,
+            chosen: None,
+            young: None,
+            best: Vec::new(),
+            gated: core.index.gate_counts.clone(),
+            named: named.collect(),
+        }
+    }
+
+    fn try_pinned(&mut self, pin: &PinRecord) {
+        let Some(node) = self.core.nodes.get(&pin.node).filter(|node| node.key.is_some()) else {
+            return;
+        };
+        match self.ruled_out(node) {
+            None => {
+                self.chosen = Some(pin.node.clone());
+                self.note_best(node);
+            }
+            Some(gate) => self.note_gated(node.id(), gate),
+        }
+    }
+
+    fn walk(&mut self) {
+        let mut looked_further = 0;
+        for key in &self.core.index.order {
+            if self.best.len() == BEST || looked_further == LOOK_FURTHER {
+                break;
+            }
+            if self.chosen.is_some() {
+                looked_further += 1;
+            }
+            let Some(node) = self.core.nodes.get(&key.node) else {
+                continue;
+            };
+            if self.best.iter().any(|score| score.node == key.node) {
+                continue;
+            }
+            if let Some(gate) = self.ruled_out(node) {
+                self.note_gated(&key.node, gate);
+                continue;
+            }
+            if self.too_young(node) {
+                self.young.get_or_insert_with(|| key.node.clone());
+                self.note_gated(&key.node, Gate::Young);
+                continue;
+            }
+            self.chosen.get_or_insert_with(|| key.node.clone());
+            self.note_best(node);
+        }
+        if self.chosen.is_none()
+            && let Some(young) = self.young.take()
+        {
+            if let Some(node) = self.core.nodes.get(&young) {
+                self.note_best(node);
+            }
+            self.chosen = Some(young);
+        }
+    }
+
+    /// What the team's own wishes hold against a node.
+    fn ruled_out(&self, node: &Node) -> Option<Gate> {
+        if self.wish.leaving == Some(node.id()) {
+            return Some(Gate::Leaving);
+        }
+        if self.wish.region.is_some() && self.wish.region != node.hello.region.as_ref() {
+            return Some(Gate::Region);
+        }
+        let lacks = |(key, value): (&Label, &Label)| node.hello.labels.get(key) != Some(value);
+        self.wish.labels.iter().any(lacks).then_some(Gate::Labels)
+    }
+
+    fn too_young(&self, node: &Node) -> bool {
+        self.wish.cause != Cause::Failover
+            && score::had_its_share(
+                node,
+                &self.core.pool,
+                self.core.placed,
+                &self.core.settings,
+                self.now,
+            )
+    }
+
+    fn note_best(&mut self, node: &Node) {
+        self.best
+            .push(score::view(node, &self.core.pool, &self.core.settings));
+    }
+
+    fn note_gated(&mut self, node: &NodeId, gate: Gate) {
+        *self.gated.entry(gate).or_default() += 1;
+        if self.named.len() < GATED_NAMED {
+            self.named.insert(node.clone(), gate);
+        }
+    }
+
+    fn finish(self) -> Decision {
+        Decision {
+            at: self.now,
+            epoch: Epoch::default(),
+            cause: self.wish.cause,
+            node: self.chosen,
+            from: self.wish.leaving.cloned(),
+            best: self.best,
+            gated: self.gated,
+            gated_nodes: self.named,
+            nodes: u32::try_from(self.core.nodes.len()).unwrap_or(u32::MAX),
+        }
+    }
+}

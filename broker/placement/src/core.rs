@@ -1,0 +1,477 @@
+//! The one owner of the state, and the way an event takes through it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use usher_shared::grant::GrantSigner;
+use usher_shared::id::{BrokerId, ClusterId, Incarnation, NodeId, OperationId, TeamId};
+use usher_shared::link::ToNode;
+use usher_shared::quantity::{Epoch, Term, Timestamp};
+
+use crate::choose::Decision;
+use crate::command::{Command, NodeEntry, Notice, Route};
+use crate::event::{Event, LinkId};
+use crate::liveness::Mode;
+use crate::node::{Intent, Node, Seen};
+use crate::operation::Operation;
+use crate::record::{IntentRecord, Record, Snapshot};
+use crate::score::{self, Index, Pool};
+use crate::settings::Settings;
+use crate::team::{Owner, Team};
+
+/// How often the mean is taken anew and the index is rebuilt.
+const TICK_MS: u64 = 1_000;
+/// How often what is due is looked at while something is going on.
+const STEP_MS: u64 = 100;
+/// How often it is looked at otherwise: a quarter of the default heartbeat, so that a missed one shows soon.
+const IDLE_STEP_MS: u64 = 250;
+/// Epochs reserved in the store at once. A restart skips what is left of a block.
+const EPOCH_BLOCK: u64 = 1_000;
+/// Decisions kept of one team.
+const DECISIONS_PER_TEAM: usize = 8;
+
+/// Every decision of the broker. See the [crate's page](crate).
+#[derive(Debug)]
+pub struct Core {
+    pub(crate) settings: Settings,
+    pub(crate) cluster: ClusterId,
+    pub(crate) broker: BrokerId,
+    pub(crate) public_url: String,
+    pub(crate) grants: GrantSigner,
+    pub(crate) term: Term,
+    pub(crate) started: Timestamp,
+    pub(crate) wall_at_start: u64,
+    /// The next epoch to give out, and the first that is not reserved in the store.
+    pub(crate) epochs: (Epoch, Epoch),
+    /// By name: a name has one process at a time.
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Which node speaks on a link. A link that is not here may say hello and nothing else.
+    pub(crate) links: BTreeMap<LinkId, NodeId>,
+    pub(crate) teams: BTreeMap<TeamId, Team>,
+    /// Teams without an owner, tried again at each step.
+    pub(crate) unplaced: BTreeSet<TeamId>,
+    /// Teams whose owner waits for the end of the process named by the key.
+    pub(crate) activating: BTreeMap<(NodeId, Incarnation), BTreeSet<TeamId>>,
+    /// Teams whose owner waits for `restart_fence`.
+    pub(crate) activating_after_restart: BTreeSet<TeamId>,
+    /// When every lease that an earlier run of the broker granted is over.
+    pub(crate) restart_fence: Timestamp,
+    /// When a move is given up, by team. Entries of moves that ended meanwhile are skipped.
+    pub(crate) deadlines: BTreeSet<(Timestamp, TeamId)>,
+    pub(crate) operations: BTreeMap<OperationId, Operation>,
+    /// Ended ones, oldest first.
+    pub(crate) ended_operations: VecDeque<OperationId>,
+    pub(crate) operations_begun: u64,
+    pub(crate) index: Index,
+    pub(crate) pool: Pool,
+    /// Placements that count towards a young node's share.
+    pub(crate) placed: u64,
+    /// Choices made, failovers included.
+    pub(crate) choices: u64,
+    pub(crate) versions: BTreeMap<String, u64>,
+    pub(crate) mode: Mode,
+    pub(crate) decisions: BTreeMap<TeamId, VecDeque<Decision>>,
+    /// Which team's oldest decision goes next.
+    decision_order: VecDeque<TeamId>,
+    commands: VecDeque<Command>,
+    last_step: Timestamp,
+    last_tick: Timestamp,
+    last_event: Timestamp,
+}
+
+impl Core {
+    /// The core of a broker that starts at `now`, with `wall_ms` on the wall clock, from what its
+    /// store held. Its first commands publish the routes of the teams it knows.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        snapshot: Snapshot,
+        broker: BrokerId,
+        public_url: String,
+        grants: GrantSigner,
+        now: Timestamp,
+        wall_ms: u64,
+    ) -> Self {
+        let longest_lease = snapshot.nodes.iter().map(|(_, node)| node.lease_ms).max();
+        let mode = match longest_lease {
+            Some(lease_ms) => Mode::Grace {
+                until: now.plus(settings.dead_after_ms(lease_ms.max(settings.lease_ms))),
+            },
+            None => Mode::Normal,
+        };
+        let mut core = Self {
+            settings,
+            cluster: snapshot.cluster,
+            broker,
+            public_url,
+            grants,
+            term: snapshot.term,
+            started: now,
+            wall_at_start: wall_ms,
+            epochs: (snapshot.epochs_reserved, snapshot.epochs_reserved),
+            nodes: BTreeMap::new(),
+            links: BTreeMap::new(),
+            teams: BTreeMap::new(),
+            unplaced: BTreeSet::new(),
+            activating: BTreeMap::new(),
+            activating_after_restart: BTreeSet::new(),
+            restart_fence: now,
+            deadlines: BTreeSet::new(),
+            operations: BTreeMap::new(),
+            ended_operations: VecDeque::new(),
+            operations_begun: 0,
+            index: Index::default(),
+            pool: Pool::default(),
+            placed: 0,
+            choices: 0,
+            versions: BTreeMap::new(),
+            mode,
+            decisions: BTreeMap::new(),
+            decision_order: VecDeque::new(),
+            commands: VecDeque::new(),
+            last_step: now,
+            last_tick: now,
+            last_event: now,
+        };
+        if let Mode::Grace { until } = mode {
+            core.restart_fence = until;
+        }
+        core.load(snapshot, now);
+        core
+    }
+
+    fn load(&mut self, snapshot: Snapshot, now: Timestamp) {
+        for (id, record) in snapshot.operations {
+            let operation = Operation::from_record(record, now, self.wall_at_start);
+            if !operation.is_running() {
+                self.ended_operations.push_back(id.clone());
+            }
+            self.operations.insert(id, operation);
+        }
+        for (id, record) in snapshot.nodes {
+            let intent = match record.intent {
+                IntentRecord::Active => Intent::Active,
+                IntentRecord::Cordoned => Intent::Cordoned,
+                IntentRecord::Draining => self.stored_drain(&id),
+            };
+            let lease_ms = record.lease_ms.max(self.settings.lease_ms);
+            // Which of the stored versions is the newest is not known, so none is preferred.
+            self.versions.entry(record.hello.version.clone()).or_insert(0);
+            let node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms, 0);
+            self.nodes.insert(id.clone(), node);
+            self.rekey(&id);
+            self.publish_node(&id);
+        }
+        for (id, record) in snapshot.teams {
+            let team = Team::from_record(record);
+            let owner = team
+                .owner
+                .clone()
+                .filter(|owner| self.nodes.contains_key(&owner.node));
+            self.teams.insert(id.clone(), Team { owner: None, ..team });
+            match owner {
+                Some(owner) => self.own(&id, owner),
+                None => {
+                    self.unplaced.insert(id);
+                }
+            }
+        }
+    }
+
+    /// The drain that a stored intent belongs to: the one still running, else the newest of that node.
+    fn stored_drain(&self, node: &NodeId) -> Intent {
+        let mut found: Option<&Operation> = None;
+        for operation in self.operations.values() {
+            let ours = operation.node == *node && operation.kind == usher_shared::rest::OperationKind::Drain;
+            if ours && found.is_none_or(|best| operation.is_running() || !best.is_running()) {
+                found = Some(operation);
+            }
+        }
+        found.map_or(Intent::Cordoned, |operation| {
+            Intent::Draining(operation.id.clone())
+        })
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, event: Event, now: Timestamp) {
+        self.notice_own_pause(now);
+        match event {
+            Event::Hello { link, hello } => self.hello(link, *hello, now),
+            Event::Inventory { link, page } => self.inventory(link, page, now),
+            Event::Heartbeat {
+                link,
+                heartbeat,
+                wall_ms,
+            } => self.heartbeat(link, &heartbeat, wall_ms, now),
+            Event::Prepared { link, held } => self.prepared(link, &held, now),
+            Event::Yielded { link, held } => self.yielded(link, &held),
+            Event::Released { link, held } => self.released(link, &held, now),
+            Event::Arrived { link, arrivals } => self.arrived(link, &arrivals, now),
+            Event::Left { link, departures } => self.left(link, &departures, now),
+            Event::Bye { link, budget_ms } => self.bye(link, budget_ms, now),
+            Event::LinkClosed { link } => self.link_closed(link, now),
+            Event::Probed {
+                node,
+                incarnation,
+                outcome,
+            } => self.probed(&node, incarnation, outcome, now),
+            Event::Exited(exited) => self.exited(&exited.node, exited.incarnation, now),
+            Event::Request { request, ask } => self.request(request, ask, now),
+        }
+    }
+
+    /// The next thing to do, if any.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// When to call [`Core::handle_deadline`] at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Timestamp {
+        let going_on = !self.unplaced.is_empty()
+            || !self.activating.is_empty()
+            || !self.activating_after_restart.is_empty()
+            || !self.deadlines.is_empty()
+            || self.operations.values().any(Operation::is_running)
+            || self
+                .nodes
+                .values()
+                .any(|node| matches!(node.seen, Seen::Unlinked { .. }));
+        let step = if going_on { STEP_MS } else { IDLE_STEP_MS };
+        self.last_step.plus(step).min(self.last_tick.plus(TICK_MS))
+    }
+
+    /// Does what is due: notices silence and death, moves what is being drained, places what waits,
+    /// and once a second takes the mean anew.
+    pub fn handle_deadline(&mut self, now: Timestamp) {
+        self.notice_own_pause(now);
+        self.last_step = now;
+        if now.since(self.last_tick) >= TICK_MS {
+            self.tick(now);
+        }
+        self.watch_nodes(now);
+        self.activate_after_leases(now);
+        self.place_waiting(now);
+        self.step_operations(now);
+    }
+
+    /// A broker that stood still itself cannot say who was silent meanwhile.
+    fn notice_own_pause(&mut self, now: Timestamp) {
+        let paused = now.since(self.last_event) > self.settings.lease_ms / 2;
+        self.last_event = now;
+        if paused {
+            self.begin_grace(now);
+        }
+    }
+
+    fn tick(&mut self, now: Timestamp) {
+        let keep = score::keep_ppm(now.since(self.last_tick), self.settings.half_life_ms);
+        self.last_tick = now;
+        for node in self.nodes.values_mut() {
+            node.pending.tick(keep);
+        }
+        self.rebuild_index();
+    }
+
+    /// Takes the pool's figures anew and puts every node in its place.
+    pub(crate) fn rebuild_index(&mut self) {
+        self.pool = Pool::measure(self.nodes.values(), &self.settings);
+        self.index = Index::default();
+        for node in self.nodes.values_mut() {
+            node.key = None;
+            self.index.put(node, &self.pool, &self.settings);
+        }
+    }
+
+    /// Puts one node in its place after a change.
+    pub(crate) fn rekey(&mut self, node: &NodeId) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            self.index.put(node, &self.pool, &self.settings);
+        }
+    }
+
+    pub(crate) fn command(&mut self, command: Command) {
+        self.commands.push_back(command);
+    }
+
+    pub(crate) fn write(&mut self, record: Record) {
+        self.commands.push_back(Command::Write(record));
+    }
+
+    pub(crate) fn notice(&mut self, notice: Notice) {
+        self.commands.push_back(Command::Notice(notice));
+    }
+
+    /// Sends to a node if it is linked. If it is not, reconciliation will say the same later.
+    pub(crate) fn send(&mut self, node: &NodeId, message: ToNode) {
+        if let Some(link) = self.nodes.get(node).and_then(Node::link) {
+            self.commands.push_back(Command::Send {
+                link,
+                message: Box::new(message),
+            });
+        }
+    }
+
+    pub(crate) fn write_team(&mut self, team: &TeamId) {
+        let record = self.teams.get(team).map(Team::record);
+        self.write(Record::Team(team.clone(), record));
+    }
+
+    pub(crate) fn write_node(&mut self, node: &NodeId) {
+        let record = self.nodes.get(node).map(Node::record);
+        self.write(Record::Node(node.clone(), record));
+    }
+
+    pub(crate) fn write_operation(&mut self, operation: &OperationId, now: Timestamp) {
+        let wall_ms = self.wall_ms(now);
+        let record = self
+            .operations
+            .get(operation)
+            .map(|operation| operation.record(now, wall_ms));
+        self.write(Record::Operation(operation.clone(), record));
+    }
+
+    /// Tells the route table how a node is reached, and whether it may be reached without asking.
+    pub(crate) fn publish_node(&mut self, node: &NodeId) {
+        let entry = self.nodes.get(node).map(|node| NodeEntry {
+            incarnation: node.incarnation(),
+            url: node.hello.url.clone(),
+            direct: !node.is_draining() && (node.is_heard() || matches!(node.seen, Seen::Expected { .. })),
+        });
+        self.command(Command::Node {
+            node: node.clone(),
+            entry,
+        });
+    }
+
+    /// The wall clock at `now`, as the run counts it: persisted moments must outlive a restart.
+    pub(crate) fn wall_ms(&self, now: Timestamp) -> u64 {
+        self.wall_at_start.saturating_add(now.since(self.started))
+    }
+
+    /// An epoch that was never given out, reserved in the store before anyone sees it.
+    pub(crate) fn next_epoch(&mut self) -> Epoch {
+        let (next, reserved) = self.epochs;
+        if next >= reserved {
+            let reserved = next.plus(EPOCH_BLOCK);
+            self.epochs.1 = reserved;
+            self.write(Record::Epochs { reserved });
+        }
+        self.epochs.0 = next.next();
+        next
+    }
+
+    /// Goes on above an epoch that a node showed and this store never gave out.
+    pub(crate) fn raise_epochs(&mut self, seen: Epoch) {
+        if seen >= self.epochs.0 {
+            let reserved = seen.next().plus(EPOCH_BLOCK);
+            self.epochs = (seen.next(), reserved);
+            self.write(Record::Epochs { reserved });
+        }
+    }
+
+    /// Gives a team to an owner in memory, and publishes its route. The team must have none.
+    pub(crate) fn own(&mut self, id: &TeamId, owner: Owner) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        debug_assert!(team.owner.is_none(), "disown before own");
+        if let Some(node) = self.nodes.get_mut(&owner.node) {
+            node.teams.insert(id.clone());
+            node.weight_sum += u64::from(team.weight.get());
+            node.pending.add(pending(&self.pool, team));
+        }
+        let route = Route {
+            node: owner.node.clone(),
+            epoch: team.epoch,
+        };
+        let node = owner.node.clone();
+        team.owner = Some(owner);
+        self.unplaced.remove(id);
+        self.rekey(&node);
+        self.command(Command::Route {
+            team: id.clone(),
+            route: Some(route),
+        });
+    }
+
+    /// Takes a team from its owner in memory; the caller says where it goes.
+    pub(crate) fn disown(&mut self, id: &TeamId) -> Option<Owner> {
+        let team = self.teams.get_mut(id)?;
+        let owner = team.owner.take()?;
+        if let Some(node) = self.nodes.get_mut(&owner.node)
+            && node.teams.remove(id)
+        {
+            node.weight_sum -= u64::from(team.weight.get());
+            node.pending.add(-pending(&self.pool, team));
+        }
+        self.rekey(&owner.node.clone());
+        Some(owner)
+    }
+
+    /// Counts room that is kept for a team on its way.
+    pub(crate) fn reserve(&mut self, id: &TeamId, target: &NodeId) {
+        let Some(team) = self.teams.get(id) else { return };
+        if let Some(node) = self.nodes.get_mut(target)
+            && node.reserved.insert(id.clone())
+        {
+            node.reserved_weight += u64::from(team.weight.get());
+        }
+        self.rekey(target);
+    }
+
+    /// Gives such room back.
+    pub(crate) fn unreserve(&mut self, id: &TeamId, target: &NodeId) {
+        let Some(team) = self.teams.get(id) else { return };
+        if let Some(node) = self.nodes.get_mut(target)
+            && node.reserved.remove(id)
+        {
+            node.reserved_weight -= u64::from(team.weight.get());
+        }
+        self.rekey(target);
+    }
+
+    /// Counts a choice that was taken.
+    pub(crate) fn took(&mut self, decision: &Decision) {
+        let Some(chosen) = &decision.node else { return };
+        self.choices += 1;
+        let counts = decision.cause != usher_shared::rest::Cause::Failover;
+        if counts {
+            self.placed += 1;
+        }
+        if let Some(node) = self.nodes.get_mut(chosen) {
+            node.last_chosen = self.choices;
+            if counts {
+                node.placed += 1;
+            }
+        }
+    }
+
+    /// Keeps a decision for `why`, within the bounds.
+    pub(crate) fn remember(&mut self, team: &TeamId, decision: Decision) {
+        let kept = self.decisions.entry(team.clone()).or_default();
+        kept.push_front(decision);
+        self.decision_order.push_back(team.clone());
+        if kept.len() > DECISIONS_PER_TEAM {
+            kept.pop_back();
+        }
+        while self.decision_order.len() > self.settings.decisions {
+            let Some(oldest) = self.decision_order.pop_front() else {
+                break;
+            };
+            if let Some(kept) = self.decisions.get_mut(&oldest) {
+                kept.pop_back();
+                if kept.is_empty() {
+                    self.decisions.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Forgets the decisions of a team that is gone.
+    pub(crate) fn forget_decisions(&mut self, team: &TeamId) {
+        self.decisions.remove(team);
+    }
+}
+
+fn pending(pool: &Pool, team: &Team) -> i64 {
+    i64::try_from(pool.cost_microcores * u64::from(team.weight.get())).unwrap_or(0)
+}

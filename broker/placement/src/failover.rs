@@ -1,0 +1,198 @@
+//! Whose teams need a new owner now, and who may own them?
+//!
+//! A failover changes all owners of a dead node's teams in one go and waits for no answer from the
+//! new ones: a client that comes before its node has heard of it waits there.
+
+use usher_shared::id::{NodeId, TeamId};
+use usher_shared::link::{Refused, RefusedCode};
+use usher_shared::quantity::Timestamp;
+use usher_shared::rest::{Cause, OperationKind};
+
+use crate::choose::Decision;
+use crate::command::{Command, Notice};
+use crate::core::Core;
+use crate::node::{Proof, Seen};
+use crate::team::{Activation, Owner};
+
+/// The most teams tried in one step while none of them finds a node.
+const WAITING_PER_STEP: usize = 64;
+
+impl Core {
+    /// A process counts as dead from now on.
+    pub(crate) fn node_died(&mut self, id: &NodeId, proof: Proof, evidence: &'static str, now: Timestamp) {
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
+        if let Seen::Dead { proof: known, .. } = &mut node.seen {
+            if proof == Proof::Proven {
+                *known = Proof::Proven;
+                self.activate_after_leases(now);
+            }
+            return;
+        }
+        if let Some(link) = node.link() {
+            self.links.remove(&link);
+            let refused = Refused {
+                code: RefusedCode::Superseded,
+                detail: format!("this process counts as dead: {evidence}; say hello again"),
+                retry_ms: 100,
+            };
+            self.command(Command::Close { link, refused });
+        }
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
+        node.die(proof, now);
+        let connections = node.report.connections;
+        let teams: Vec<TeamId> = node.teams.iter().cloned().collect();
+        let reserved: Vec<TeamId> = node.reserved.iter().cloned().collect();
+        let leaving: Vec<TeamId> = node.leaving.iter().cloned().collect();
+        self.rebuild_index();
+        self.publish_node(id);
+        let count = u32::try_from(teams.len()).unwrap_or(u32::MAX);
+        self.notice(Notice::NodeDead {
+            node: id.clone(),
+            evidence,
+            teams: count,
+        });
+        for team in reserved {
+            self.drop_move(&team, "failed", now);
+        }
+        for team in leaving {
+            self.finish_leaving(&team, "failed", now);
+        }
+        self.end_drain_of_dead(id, now);
+        if !teams.is_empty() {
+            let operation = self.begin_operation(OperationKind::Failover, id, now);
+            if let Some(operation) = self.operations.get_mut(&operation) {
+                operation.teams = count;
+                operation.connections = connections;
+                operation.left = connections;
+                operation.detail = evidence.to_owned();
+            }
+            for team in teams {
+                self.drop_move(&team, "undone", now);
+                if let Some(before) = self.disown(&team)
+                    && let Some(team) = self.teams.get_mut(&team)
+                {
+                    team.await_end_of(before);
+                }
+                self.place(&team, Cause::Failover, now);
+                if let Some(epoch) = self
+                    .teams
+                    .get(&team)
+                    .filter(|team| team.owner.is_some())
+                    .map(|team| team.epoch)
+                    && let Some(operation) = self.operations.get_mut(&operation)
+                {
+                    operation.moved.insert(team.clone(), epoch);
+                }
+            }
+            self.write_operation(&operation, now);
+        }
+        self.activate_after_leases(now);
+    }
+
+    /// Gives a team without an owner one, if any node can take it. Returns whether it did.
+    pub(crate) fn place(&mut self, id: &TeamId, cause: Cause, now: Timestamp) -> bool {
+        let wall_ms = self.wall_ms(now);
+        let Some(team) = self.teams.get(id) else {
+            return false;
+        };
+        let before = match &team.activation {
+            Activation::After { before, .. } => Some(before.clone()),
+            _ => None,
+        };
+        let wish = team.wish(cause, None, wall_ms);
+        let mut decision = self.choose(&wish, now);
+        decision.from = before.as_ref().map(|before| before.node.clone());
+        let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
+            self.leave_unplaced(id, decision);
+            return false;
+        };
+        let epoch = self.next_epoch();
+        decision.epoch = epoch;
+        if let Some(team) = self.teams.get_mut(id) {
+            team.epoch = epoch;
+        }
+        if let Some(before) = before {
+            self.wait_for_end(id, before, now);
+        }
+        self.commit_owner(id, target, decision);
+        self.send_assign(id);
+        true
+    }
+
+    fn leave_unplaced(&mut self, id: &TeamId, decision: Decision) {
+        if self.unplaced.insert(id.clone()) {
+            let cause = decision.cause;
+            self.remember(id, decision);
+            self.write_team(id);
+            self.command(Command::Route {
+                team: id.clone(),
+                route: None,
+            });
+            self.notice(Notice::Unplaced {
+                team: id.clone(),
+                cause,
+            });
+        }
+    }
+
+    /// Makes a chosen node the owner: in memory, in the store, in the route table, in the history.
+    pub(crate) fn commit_owner(&mut self, id: &TeamId, owner: Owner, decision: Decision) {
+        self.took(&decision);
+        self.own(id, owner.clone());
+        self.write_team(id);
+        self.notice(Notice::Assigned {
+            team: id.clone(),
+            node: owner.node,
+            epoch: decision.epoch,
+            cause: decision.cause,
+            last_resort: decision.last_resort(),
+        });
+        self.remember(id, decision);
+    }
+
+    /// The process that runs under a node's name now.
+    pub(crate) fn owner_on(&self, id: &NodeId) -> Option<Owner> {
+        self.nodes.get(id).map(|node| Owner {
+            node: id.clone(),
+            incarnation: node.incarnation(),
+        })
+    }
+
+    /// Puts a team whose activation waits for a process on the list, or lets it have its effects if
+    /// that process can have none any more.
+    pub(crate) fn wait_for_end(&mut self, id: &TeamId, before: Owner, now: Timestamp) {
+        if self.is_fenced(&before.node, before.incarnation, now) {
+            self.stop_waiting(id, before);
+            if let Some(team) = self.teams.get_mut(id) {
+                team.activation = Activation::Owned;
+            }
+        } else {
+            self.activating
+                .entry((before.node, before.incarnation))
+                .or_default()
+                .insert(id.clone());
+        }
+    }
+
+    /// Tries the teams again that no node could take.
+    pub(crate) fn place_waiting(&mut self, now: Timestamp) {
+        if self.unplaced.is_empty() || self.index.order.is_empty() || !self.may_change_owners() {
+            return;
+        }
+        let waiting: Vec<TeamId> = self.unplaced.iter().cloned().collect();
+        let mut in_vain = 0;
+        for team in waiting {
+            if self.place(&team, Cause::Failover, now) {
+                continue;
+            }
+            in_vain += 1;
+            if in_vain == WAITING_PER_STEP {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! What nodes say on their links, up to the point where a question of its own begins: joining is
+//! finished in [`crate::reconcile`], silence is judged in [`crate::liveness`].
+
+use usher_shared::id::NodeId;
+use usher_shared::link::{
+    Activate, Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Peer, Refused, RefusedCode,
+    TeamEpoch, ToNode, Welcome,
+};
+use usher_shared::quantity::Timestamp;
+use usher_shared::rest::{DrainPost, TeamKind};
+
+use crate::command::{Command, Notice};
+use crate::core::Core;
+use crate::event::LinkId;
+use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
+use crate::record::Record;
+use crate::team::{Activation, Move, Owner};
+
+/// The most teams that one node may claim in its inventory.
+const INVENTORY_MAX: usize = 1_000_000;
+/// How long a refused node waits before it tries again.
+const REFUSED_RETRY_MS: u64 = 1_000;
+/// How many peers a node is told of.
+const PEERS: usize = 3;
+
+impl Core {
+    pub(crate) fn hello(&mut self, link: LinkId, hello: Hello, now: Timestamp) {
+        let id = hello.node.clone();
+        if let Some((code, detail)) = self.refuse_hello(link, &hello, now) {
+            self.notice(Notice::NodeRefused {
+                node: id,
+                detail: detail.clone(),
+            });
+            self.command(Command::Close {
+                link,
+                refused: Refused {
+                    code,
+                    detail,
+                    retry_ms: REFUSED_RETRY_MS,
+                },
+            });
+            return;
+        }
+        self.meet_higher_term(&hello);
+        if let Some(node) = self.nodes.get(&id) {
+            if node.incarnation() != hello.incarnation {
+                // The same name with a new incarnation: the old process is gone, and its sockets with it.
+                self.node_died(&id, Proof::Proven, "its name came back with a new process", now);
+            } else if let Some(old) = node.link() {
+                self.links.remove(&old);
+                let refused = Refused {
+                    code: RefusedCode::Superseded,
+                    detail: "a newer link of the same process took over".to_owned(),
+                    retry_ms: REFUSED_RETRY_MS,
+                };
+                self.command(Command::Close { link: old, refused });
+            }
+        }
+        let changed = self.nodes.get(&id).is_none_or(|node| node.hello != hello);
+        let rank = self.version_rank(&hello.version);
+        let lease_ms = self.settings.lease_ms;
+        let seen = Seen::Joining {
+            link,
+            inventory: Vec::new(),
+            heard: now,
+        };
+        match self.nodes.get_mut(&id) {
+            Some(node) => {
+                if node.incarnation() != hello.incarnation {
+                    node.report = crate::node::Report::default();
+                    if node.stopping {
+                        node.stopping = false;
+                        node.intent = Intent::Active;
+                    }
+                }
+                // A new link counts its heartbeats from 1 again.
+                node.report.seq = 0;
+                node.hello = hello;
+                node.seen = seen;
+                node.lease_ms = lease_ms;
+                node.version_rank = rank;
+            }
+            None => {
+                self.nodes
+                    .insert(id.clone(), Node::new(hello, seen, Intent::Active, lease_ms, rank));
+            }
+        }
+        self.links.insert(link, id.clone());
+        if changed {
+            self.write_node(&id);
+        }
+        self.rekey(&id);
+        self.publish_node(&id);
+        let welcome = self.welcome(&id);
+        self.send(&id, ToNode::Welcome(Box::new(welcome)));
+    }
+
+    fn refuse_hello(&self, link: LinkId, hello: &Hello, now: Timestamp) -> Option<(RefusedCode, String)> {
+        if self.links.contains_key(&link) {
+            return Some((RefusedCode::BadMessage, "a link says hello once".to_owned()));
+        }
+        if hello.protocol != PROTOCOL {
+            let detail = format!(
+                "this broker speaks protocol {PROTOCOL}, the node {}; run the same major version on both",
+                hello.protocol
+            );
+            return Some((RefusedCode::Protocol, detail));
+        }
+        if hello.cluster.is_some_and(|cluster| cluster != self.cluster) {
+            let detail = format!(
+                "the node belongs to another cluster than {}; restart it if it is to join this one",
+                self.cluster
+            );
+            return Some((RefusedCode::Cluster, detail));
+        }
+        match self.nodes.get(&hello.node) {
+            None if self.nodes.len() >= self.settings.max_nodes => Some((
+                RefusedCode::PoolFull,
+                format!("the pool has {} nodes, its bound", self.nodes.len()),
+            )),
+            // A live process has that name. Were the newcomer let in, the two would throw each other
+            // out for ever; a restarted node's old link closes with its process, or goes silent.
+            Some(node)
+                if node.incarnation() != hello.incarnation
+                    && node.link().is_some()
+                    && now.since(node.heard()) <= 2 * self.settings.heartbeat_ms =>
+            {
+                let detail = format!(
+                    "a live node is called {}; give this one another --name",
+                    hello.node
+                );
+                Some((RefusedCode::NameTaken, detail))
+            }
+            _ => None,
+        }
+    }
+
+    /// A node has seen a higher term than ours: this store is an old copy. Go on above it.
+    fn meet_higher_term(&mut self, hello: &Hello) {
+        if hello.cluster == Some(self.cluster) && hello.highest_term > self.term {
+            self.term = hello.highest_term.next();
+            self.write(Record::Term(self.term));
+            let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
+            self.notice(Notice::StoreRegressed { detail });
+        }
+    }
+
+    fn version_rank(&mut self, version: &str) -> u64 {
+        let next = self.versions.values().max().map_or(0, |highest| highest + 1);
+        if !self.versions.contains_key(version) && self.versions.len() >= self.settings.max_nodes {
+            self.versions.clear();
+        }
+        *self.versions.entry(version.to_owned()).or_insert(next)
+    }
+
+    fn welcome(&self, id: &NodeId) -> Welcome {
+        let after = self
+            .nodes
+            .range::<NodeId, _>((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded));
+        let before = self.nodes.range::<NodeId, _>(..id);
+        let peers = after
+            .chain(before)
+            .filter(|(_, node)| node.is_heard())
+            .take(PEERS)
+            .map(|(peer, node)| Peer {
+                node: peer.clone(),
+                probe: node.hello.probe.clone(),
+            });
+        Welcome {
+            cluster: self.cluster,
+            broker: self.broker,
+            term: self.term,
+            lease_ms: self.settings.lease_ms,
+            heartbeat_ms: self.settings.heartbeat_ms,
+            forget_ms: self.settings.forget_ms,
+            ticket_keys: Vec::new(),
+            public_url: self.public_url.clone(),
+            peers: peers.collect(),
+        }
+    }
+
+    pub(crate) fn inventory(&mut self, link: LinkId, page: Inventory, now: Timestamp) {
+        let Some(id) = self.speaker(link) else { return };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let Seen::Joining { inventory, heard, .. } = &mut node.seen else {
+            return self.bad_message(&id, "an inventory came after the inventory was complete");
+        };
+        *heard = now;
+        if inventory.len() + page.teams.len() > INVENTORY_MAX {
+            let refused = Refused {
+                code: RefusedCode::BadMessage,
+                detail: format!("an inventory has at most {INVENTORY_MAX} teams"),
+                retry_ms: REFUSED_RETRY_MS,
+            };
+            self.command(Command::Close { link, refused });
+            return;
+        }
+        inventory.extend(page.teams);
+        if page.more {
+            return;
+        }
+        let held = std::mem::take(inventory);
+        node.seen = Seen::Linked {
+            link,
+            heard: now,
+            silence: Silence::Heard,
+        };
+        node.ready_since = now;
+        node.placed = 0;
+        node.pool_placed_before = self.placed;
+        self.reconcile(&id, &held, now);
+        self.rebuild_index();
+        self.publish_node(&id);
+        let teams = self.nodes.get(&id).map_or(0, |node| node.teams.len());
+        self.notice(Notice::NodeReady {
+            node: id,
+            teams: u32::try_from(teams).unwrap_or(u32::MAX),
+        });
+        self.end_grace_early();
+        self.place_waiting(now);
+    }
+
+    pub(crate) fn heartbeat(&mut self, link: LinkId, heartbeat: &Heartbeat, wall_ms: u64, now: Timestamp) {
+        let Some(id) = self.speaker(link) else { return };
+        let term = self.term;
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if heartbeat.seq <= node.report.seq {
+            return self.bad_message(&id, "a heartbeat came twice or out of order");
+        }
+        let report = &mut node.report;
+        report.seq = heartbeat.seq;
+        report.cpu_now = heartbeat.cpu_now;
+        report.cpu_average = heartbeat.cpu_average;
+        report.cpu_idle = Some(
+            report
+                .cpu_idle
+                .map_or(heartbeat.cpu_average, |idle| idle.min(heartbeat.cpu_average)),
+        );
+        report.memory_bytes = heartbeat.memory_bytes;
+        report.connections = heartbeat.connections;
+        report.descriptors_left = Some(heartbeat.fds.limit.saturating_sub(heartbeat.fds.used));
+        report.health = heartbeat.health;
+        report.wall_skew_ms = i64::try_from(heartbeat.wall_ms)
+            .unwrap_or(i64::MAX)
+            .saturating_sub(i64::try_from(wall_ms).unwrap_or(i64::MAX));
+        match &mut node.seen {
+            // No acknowledgement before the inventory is reconciled: it would renew a lease on
+            // teams that the node may have to give up.
+            Seen::Joining { heard, .. } => *heard = now,
+            Seen::Linked { heard, silence, .. } => {
+                *heard = now;
+                let was_missed = std::mem::replace(silence, Silence::Heard) == Silence::Missed;
+                self.send(
+                    &id,
+                    ToNode::HeartbeatAck {
+                        seq: heartbeat.seq,
+                        term,
+                    },
+                );
+                if was_missed {
+                    self.publish_node(&id);
+                }
+                self.rekey(&id);
+                self.forget_idle(&id, &heartbeat.idle_teams, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Auto-created teams that had no connection for long are forgotten.
+    fn forget_idle(&mut self, id: &NodeId, idle: &[TeamEpoch], now: Timestamp) {
+        for entry in idle {
+            let forget = self.teams.get(&entry.team).is_some_and(|team| {
+                team.kind == TeamKind::Auto
+                    && team.epoch == entry.epoch
+                    && team.is_owned_by(id)
+                    && team.moving.is_none()
+            });
+            if forget {
+                self.forget_team(&entry.team, now);
+            }
+        }
+    }
+
+    pub(crate) fn prepared(&mut self, link: LinkId, held: &TeamEpoch, now: Timestamp) {
+        let Some(id) = self.speaker(link) else { return };
+        let ready = self.teams.get(&held.team).is_some_and(|team| match &team.moving {
+            Some(Move::Preparing { target, epoch, .. }) => target.node == id && *epoch == held.epoch,
+            _ => false,
+        });
+        // Otherwise it is late: the move was undone, or went on without it.
+        if ready {
+            self.commit_prepared(&held.team, now);
+        }
+    }
+
+    pub(crate) fn yielded(&mut self, link: LinkId, held: &TeamEpoch) {
+        let Some(id) = self.speaker(link) else { return };
+        let Some(team) = self.teams.get(&held.team) else {
+            return;
+        };
+        let awaited = match &team.activation {
+            Activation::After { before, since } => before.node == id && held.epoch >= *since,
+            _ => false,
+        };
+        if awaited {
+            self.activate(&held.team.clone());
+        }
+    }
+
+    pub(crate) fn released(&mut self, link: LinkId, held: &TeamEpoch, now: Timestamp) {
+        let Some(id) = self.speaker(link) else { return };
+        let awaited = self.teams.get(&held.team).is_some_and(|team| match &team.moving {
+            Some(Move::Leaving { from, .. }) => from.node == id && team.epoch == held.epoch,
+            _ => false,
+        });
+        if awaited {
+            self.finish_leaving(&held.team, "arrived", now);
+        }
+    }
+
+    pub(crate) fn arrived(&mut self, link: LinkId, arrivals: &Arrivals, now: Timestamp) {
+        if self.speaker(link).is_none() {
+            return;
+        }
+        for arrival in &arrivals.connections {
+            let gaps: Vec<u64> = self
+                .operations
+                .values_mut()
+                .filter(|operation| operation.moved.get(&arrival.team) == Some(&arrival.epoch))
+                .filter_map(|operation| operation.arrived(arrival.from, now))
+                .collect();
+            for millis in gaps {
+                self.notice(Notice::Gap { millis });
+            }
+        }
+    }
+
+    pub(crate) fn left(&mut self, link: LinkId, departures: &Departures, now: Timestamp) {
+        if self.speaker(link).is_none() {
+            return;
+        }
+        for departure in &departures.connections {
+            let gaps: Vec<u64> = self
+                .operations
+                .values_mut()
+                .filter(|operation| operation.moved.get(&departure.team) == Some(&departure.epoch))
+                .filter_map(|operation| operation.departed(departure.connection, now))
+                .collect();
+            for millis in gaps {
+                self.notice(Notice::Gap { millis });
+            }
+        }
+    }
+
+    pub(crate) fn bye(&mut self, link: LinkId, budget_ms: u64, now: Timestamp) {
+        let Some(id) = self.speaker(link) else { return };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        node.stopping = true;
+        // A fifth is kept for the last clients to come back through this node's listener.
+        let deadline_s = (budget_ms * 4 / 5 / 1_000).clamp(1, 86_400);
+        let post = DrainPost {
+            rate_per_s: None,
+            deadline_s: Some(deadline_s),
+            force: true,
+        };
+        self.begin_drain(&id, &post, now);
+    }
+
+    pub(crate) fn link_closed(&mut self, link: LinkId, now: Timestamp) {
+        let Some(id) = self.links.remove(&link) else {
+            return;
+        };
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        if node.link() != Some(link) {
+            return;
+        }
+        let left = node.stopping && node.teams.is_empty() && node.reserved.is_empty();
+        node.seen = Seen::Unlinked {
+            heard: node.heard(),
+            hint: Hint::None,
+        };
+        if left {
+            return self.forget_node(&id, now);
+        }
+        let probe = Command::Probe {
+            node: id.clone(),
+            incarnation: node.incarnation(),
+            address: node.hello.probe.clone(),
+        };
+        self.command(probe);
+        self.rekey(&id);
+        self.publish_node(&id);
+        self.notice(Notice::NodeSilent { node: id });
+    }
+
+    /// The owner may have exclusive effects from now on.
+    pub(crate) fn activate(&mut self, id: &usher_shared::id::TeamId) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        let was = std::mem::replace(&mut team.activation, Activation::Owned);
+        let epoch = team.epoch;
+        let owner = team.owner.clone();
+        match was {
+            Activation::Owned => return,
+            Activation::AfterRestart => {
+                self.activating_after_restart.remove(id);
+            }
+            Activation::After { before, .. } => self.stop_waiting(id, before),
+        }
+        if let Some(owner) = owner {
+            let activate = Activate {
+                team: id.clone(),
+                epoch,
+                term: self.term,
+            };
+            self.send(&owner.node, ToNode::Activate(activate));
+        }
+    }
+
+    /// Takes a team off the list of those that wait for the end of a process.
+    pub(crate) fn stop_waiting(&mut self, id: &usher_shared::id::TeamId, before: Owner) {
+        let key = (before.node, before.incarnation);
+        if let Some(waiting) = self.activating.get_mut(&key) {
+            waiting.remove(id);
+            if waiting.is_empty() {
+                self.activating.remove(&key);
+            }
+        }
+    }
+
+    /// Which node speaks on a link. A link that has not said hello, or was superseded, says nothing.
+    pub(crate) fn speaker(&self, link: LinkId) -> Option<NodeId> {
+        self.links.get(&link).cloned()
+    }
+
+    pub(crate) fn bad_message(&mut self, node: &NodeId, detail: &str) {
+        self.notice(Notice::BadMessage {
+            node: node.clone(),
+            detail: detail.to_owned(),
+        });
+    }
+}

@@ -1,0 +1,318 @@
+//! Is a node alive, and since when not?
+//!
+//! Three kinds of evidence. Proof: its parent reported the exit, or its name came back with a new
+//! process; acted on at once. A hint: its link closed and its probe address refuses; inbound teams
+//! move at once, exclusive effects wait for the lease. Silence: waits for the lease. Neither hint
+//! nor silence is acted on while too much of the pool is silent at once, or just after a start.
+
+use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::quantity::Timestamp;
+use usher_shared::rest::BrokerState;
+
+use crate::command::Notice;
+use crate::core::Core;
+use crate::event::ProbeOutcome;
+use crate::node::{Hint, Node, Proof, Seen, Silence};
+
+/// How freely owners may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As the evidence says.
+    Normal,
+    /// On proof only: the broker started, or stood still, and has not heard everyone yet.
+    Grace {
+        /// When it ends at the latest.
+        until: Timestamp,
+    },
+    /// On proof only: too many nodes fell silent at once, so it may be the broker that is cut off.
+    SelfPreservation,
+    /// An operator said that the silent nodes are dead indeed; until the pool is whole again.
+    Released,
+}
+
+impl Core {
+    pub(crate) fn state(&self) -> BrokerState {
+        match self.mode {
+            Mode::Normal | Mode::Released => BrokerState::Ready,
+            Mode::Grace { .. } => BrokerState::Grace,
+            Mode::SelfPreservation => BrokerState::SelfPreservation,
+        }
+    }
+
+    /// Whether owners may change for another reason than a proven death.
+    pub(crate) fn may_change_owners(&self) -> bool {
+        !matches!(self.mode, Mode::Grace { .. })
+    }
+
+    /// The broker stood still for longer than half a lease: everyone gets as long as after a start.
+    pub(crate) fn begin_grace(&mut self, now: Timestamp) {
+        let lease_ms = self.nodes.values().map(|node| node.lease_ms).max();
+        let Some(lease_ms) = lease_ms else { return };
+        for node in self.nodes.values_mut() {
+            match &mut node.seen {
+                Seen::Expected { heard } | Seen::Joining { heard, .. } | Seen::Linked { heard, .. } => {
+                    *heard = now
+                }
+                Seen::Unlinked { heard, .. } => *heard = now,
+                Seen::Dead { .. } => {}
+            }
+        }
+        self.mode = Mode::Grace {
+            until: now.plus(self.settings.dead_after_ms(lease_ms)),
+        };
+    }
+
+    /// The grace is over as soon as every node that was known has reported.
+    pub(crate) fn end_grace_early(&mut self) {
+        let all_in = self.nodes.values().all(|node| node.is_linked() || node.is_dead());
+        if all_in && matches!(self.mode, Mode::Grace { .. }) {
+            self.end_grace();
+        }
+    }
+
+    fn end_grace(&mut self) {
+        self.mode = Mode::Normal;
+        let known = self.nodes.len();
+        let reported = self.nodes.values().filter(|node| node.is_linked()).count();
+        self.notice(Notice::GraceOver {
+            reported: u32::try_from(reported).unwrap_or(u32::MAX),
+            known: u32::try_from(known).unwrap_or(u32::MAX),
+        });
+    }
+
+    pub(crate) fn probed(
+        &mut self,
+        id: &NodeId,
+        incarnation: Incarnation,
+        outcome: ProbeOutcome,
+        now: Timestamp,
+    ) {
+        let Some(node) = self
+            .nodes
+            .get_mut(id)
+            .filter(|node| node.incarnation() == incarnation)
+        else {
+            return;
+        };
+        if let Seen::Unlinked { hint, .. } = &mut node.seen
+            && outcome == ProbeOutcome::Refused
+        {
+            *hint = Hint::Refused;
+            self.watch_nodes(now);
+        }
+    }
+
+    pub(crate) fn exited(&mut self, id: &NodeId, incarnation: Incarnation, now: Timestamp) {
+        if self
+            .nodes
+            .get(id)
+            .is_some_and(|node| node.incarnation() == incarnation)
+        {
+            self.node_died(id, Proof::Proven, "its parent reported the exit", now);
+        }
+    }
+
+    /// Looks at every node: who missed heartbeats, whose time is over.
+    pub(crate) fn watch_nodes(&mut self, now: Timestamp) {
+        if let Mode::Grace { until } = self.mode {
+            if now < until {
+                return;
+            }
+            self.end_grace();
+        }
+        let patience = 2 * self.settings.heartbeat_ms;
+        let (mut fell_silent, mut over, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for (id, node) in &mut self.nodes {
+            let heard = node.heard();
+            let lease_over = now.since(heard) >= self.settings.dead_after_ms(node.lease_ms);
+            match &mut node.seen {
+                Seen::Linked { silence, .. } => {
+                    if *silence == Silence::Heard && now.since(heard) > patience {
+                        *silence = Silence::Missed;
+                        fell_silent.push(id.clone());
+                    }
+                    if lease_over {
+                        over.push((id.clone(), "it was silent until its lease was over"));
+                    }
+                }
+                Seen::Unlinked {
+                    hint: Hint::Refused, ..
+                } => {
+                    over.push((id.clone(), "its link closed and its address refuses connections"));
+                }
+                Seen::Expected { .. } | Seen::Joining { .. } | Seen::Unlinked { hint: Hint::None, .. } => {
+                    if lease_over {
+                        over.push((id.clone(), "it did not come back before its lease was over"));
+                    }
+                }
+                Seen::Dead { since, .. } => {
+                    if now.since(*since) >= self.settings.forget_ms {
+                        gone.push(id.clone());
+                    }
+                }
+            }
+        }
+        for id in fell_silent {
+            self.rekey(&id);
+            self.publish_node(&id);
+            self.notice(Notice::NodeSilent { node: id });
+        }
+        for id in gone {
+            self.forget_node(&id, now);
+        }
+        self.weigh_silence(now);
+        if self.mode == Mode::SelfPreservation {
+            return;
+        }
+        for (id, evidence) in over {
+            self.node_died(&id, Proof::Presumed, evidence, now);
+            // Each death without proof counts against the next.
+            self.weigh_silence(now);
+            if self.mode == Mode::SelfPreservation {
+                break;
+            }
+        }
+    }
+
+    /// Begins or ends self-preservation by how much of the pool is silent.
+    fn weigh_silence(&mut self, now: Timestamp) {
+        let (silent, total) = self.count_silent(now);
+        let too_many = self.too_many(&silent, total);
+        let count = u32::try_from(silent.len()).unwrap_or(u32::MAX);
+        let on = match (self.mode, too_many) {
+            (Mode::Normal, true) => true,
+            (Mode::SelfPreservation, false) => false,
+            (Mode::Released, _) if silent.is_empty() => {
+                self.mode = Mode::Normal;
+                return;
+            }
+            _ => return,
+        };
+        self.mode = if on { Mode::SelfPreservation } else { Mode::Normal };
+        self.notice(Notice::SelfPreservation {
+            on,
+            silent: count,
+            nodes: total,
+        });
+    }
+
+    /// The zones of the nodes that are silent, or died without proof within two leases; and how many
+    /// nodes there are beside.
+    fn count_silent(&self, now: Timestamp) -> (Vec<Option<&Label>>, u32) {
+        let mut silent = Vec::new();
+        let mut total: u32 = 0;
+        let window = 2 * self.settings.lease_ms;
+        for node in self.nodes.values() {
+            let counts = match &node.seen {
+                Seen::Dead {
+                    proof: Proof::Proven, ..
+                } => continue,
+                Seen::Dead { since, .. } if now.since(*since) > window => continue,
+                Seen::Linked {
+                    silence: Silence::Heard,
+                    ..
+                } => false,
+                // A process that is on its way back has shown that it lives.
+                Seen::Joining { heard, .. } => now.since(*heard) > 2 * self.settings.heartbeat_ms,
+                _ => true,
+            };
+            total += 1;
+            if counts {
+                silent.push(node.hello.zone.as_ref());
+            }
+        }
+        (silent, total)
+    }
+
+    fn too_many(&self, silent: &[Option<&Label>], total: u32) -> bool {
+        let one_zone = silent
+            .first()
+            .is_some_and(|zone| zone.is_some() && silent.iter().all(|other| other == zone));
+        let share = silent.len() as u64 * 1_000_000 > self.settings.silent_share_ppm * u64::from(total);
+        silent.len() > 1 && share && !one_zone
+    }
+
+    /// An operator says that the silent nodes are dead indeed.
+    pub(crate) fn release(&mut self, now: Timestamp) {
+        if self.mode == Mode::SelfPreservation {
+            let (silent, nodes) = self.count_silent(now);
+            let silent = u32::try_from(silent.len()).unwrap_or(u32::MAX);
+            self.mode = Mode::Released;
+            self.notice(Notice::SelfPreservation {
+                on: false,
+                silent,
+                nodes,
+            });
+            self.watch_nodes(now);
+        }
+    }
+
+    /// Whether a process can have no exclusive effects any more, whatever it thinks itself.
+    pub(crate) fn is_fenced(&self, id: &NodeId, incarnation: Incarnation, now: Timestamp) -> bool {
+        let Some(node) = self
+            .nodes
+            .get(id)
+            .filter(|node| node.incarnation() == incarnation)
+        else {
+            // Forgotten nodes are long past their lease; another incarnation is proof.
+            return true;
+        };
+        match node.seen {
+            Seen::Dead {
+                proof: Proof::Proven, ..
+            } => true,
+            _ => now.since(node.heard()) >= self.settings.dead_after_ms(node.lease_ms),
+        }
+    }
+
+    /// Takes a node off the books. It must own nothing.
+    pub(crate) fn forget_node(&mut self, id: &NodeId, now: Timestamp) {
+        let leaving: Vec<_> = self
+            .nodes
+            .get(id)
+            .map(|node| node.leaving.iter().cloned().collect())
+            .unwrap_or_default();
+        for team in leaving {
+            self.finish_leaving(&team, "arrived", now);
+        }
+        let Some(mut node) = self.nodes.remove(id) else {
+            return;
+        };
+        debug_assert!(
+            node.teams.is_empty() && node.reserved.is_empty(),
+            "a forgotten node owns nothing"
+        );
+        self.index.take(&mut node);
+        self.publish_node(id);
+        self.write_node(id);
+    }
+
+    /// Gives teams to owners whose predecessor can have no effects any more.
+    pub(crate) fn activate_after_leases(&mut self, now: Timestamp) {
+        let due: Vec<_> = self
+            .activating
+            .iter()
+            .filter(|((node, incarnation), _)| self.is_fenced(node, *incarnation, now))
+            .flat_map(|(_, teams)| teams.iter().cloned())
+            .collect();
+        for team in due {
+            self.activate(&team);
+        }
+        if now >= self.restart_fence {
+            for team in std::mem::take(&mut self.activating_after_restart) {
+                self.activate(&team);
+            }
+        }
+    }
+}
+
+impl Node {
+    /// When this process counts as dead from now on.
+    pub(crate) fn die(&mut self, proof: Proof, now: Timestamp) {
+        self.seen = Seen::Dead {
+            heard: self.heard(),
+            since: now,
+            proof,
+        };
+    }
+}

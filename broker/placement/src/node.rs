@@ -1,0 +1,315 @@
+//! A node as the core knows it.
+
+use std::collections::BTreeSet;
+use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
+use usher_shared::link::{Health, Held, Hello};
+use usher_shared::quantity::{Millicores, Timestamp};
+use usher_shared::rest::NodeState;
+
+use crate::event::LinkId;
+use crate::record::{IntentRecord, NodeRecord};
+use crate::score::Score;
+
+/// What the broker sees of a node, by evidence alone.
+#[derive(Clone, Debug)]
+pub(crate) enum Seen {
+    /// Known from the store, not heard in this run.
+    Expected {
+        /// The start of this run: its lease may have been renewed just before.
+        heard: Timestamp,
+    },
+    /// Said hello; pages of its inventory are coming in. Its heartbeats are not acknowledged yet.
+    Joining {
+        /// Its link.
+        link: LinkId,
+        /// The pages so far.
+        inventory: Vec<Held>,
+        /// When it was last heard.
+        heard: Timestamp,
+    },
+    /// Its inventory is reconciled, and its heartbeats are acknowledged.
+    Linked {
+        /// Its link.
+        link: LinkId,
+        /// When it was last heard.
+        heard: Timestamp,
+        /// Whether it missed two heartbeats.
+        silence: Silence,
+    },
+    /// Its link is closed.
+    Unlinked {
+        /// When it was last heard.
+        heard: Timestamp,
+        /// What its probe address said.
+        hint: Hint,
+    },
+    /// Its teams were given to others.
+    Dead {
+        /// When it was last heard: its lease may run on from there.
+        heard: Timestamp,
+        /// When that was decided.
+        since: Timestamp,
+        /// Whether its death is proven, so that no lease needs to be waited for.
+        proof: Proof,
+    },
+}
+
+/// Whether a linked node reports in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// It does.
+    Heard,
+    /// It missed two heartbeats.
+    Missed,
+}
+
+/// What is known of a node whose link is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hint {
+    /// Nothing that speaks for its death.
+    None,
+    /// Its probe address refuses connections.
+    Refused,
+}
+
+/// How sure a death is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// Its parent reported the exit, or a new incarnation took its name.
+    Proven,
+    /// It was refused or silent: it may live on behind a cut.
+    Presumed,
+}
+
+/// What the operator wants of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// Takes teams.
+    Active,
+    /// Takes no new teams.
+    Cordoned,
+    /// Is being emptied by this operation, or was.
+    Draining(OperationId),
+}
+
+/// What a node reported last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Report {
+    pub(crate) seq: u64,
+    pub(crate) cpu_now: Millicores,
+    pub(crate) cpu_average: Millicores,
+    /// The lowest average it reported: what it costs to run it idle.
+    pub(crate) cpu_idle: Option<Millicores>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) connections: u32,
+    pub(crate) descriptors_left: Option<u32>,
+    pub(crate) health: Health,
+    /// Its wall clock minus the broker's.
+    pub(crate) wall_skew_ms: i64,
+}
+
+/// CPU of teams on their way, in thousandths of a millicore; negative for teams that left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PendingCpu {
+    /// Placed in this tick and the last: their connections are still coming, so it does not fade.
+    arriving: [i64; 2],
+    /// Placed earlier: it fades while the node's own average takes it up.
+    fading: i64,
+}
+
+impl PendingCpu {
+    /// Counts a placement (or, negative, a departure) at once.
+    pub(crate) fn add(&mut self, microcores: i64) {
+        self.arriving[0] = self.arriving[0].saturating_add(microcores);
+    }
+
+    /// One tick on: what has had time to arrive fades by `keep_ppm`.
+    pub(crate) fn tick(&mut self, keep_ppm: i64) {
+        self.fading = self.fading * keep_ppm / 1_000_000 + self.arriving[1];
+        self.arriving = [0, self.arriving[0]];
+    }
+
+    pub(crate) fn microcores(self) -> i64 {
+        self.fading + self.arriving[0] + self.arriving[1]
+    }
+}
+
+/// One node.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) hello: Hello,
+    pub(crate) seen: Seen,
+    pub(crate) intent: Intent,
+    /// Whether its process got SIGTERM: it will be gone soon whatever anyone wants.
+    pub(crate) stopping: bool,
+    /// The longest lease it may hold.
+    pub(crate) lease_ms: u64,
+    /// Teams it owns, by id: what a failover and a drain walk through.
+    pub(crate) teams: BTreeSet<TeamId>,
+    /// The weights of those teams.
+    pub(crate) weight_sum: u64,
+    /// Teams that are being prepared here and owned elsewhere still.
+    pub(crate) reserved: BTreeSet<TeamId>,
+    /// The weights of those.
+    pub(crate) reserved_weight: u64,
+    /// Teams owned elsewhere whose connections are still leaving here.
+    pub(crate) leaving: BTreeSet<TeamId>,
+    pub(crate) report: Report,
+    pub(crate) pending: PendingCpu,
+    /// When it last became ready.
+    pub(crate) ready_since: Timestamp,
+    /// Placements that count towards its share since then.
+    pub(crate) placed: u64,
+    /// The pool's count of such placements when it became ready.
+    pub(crate) pool_placed_before: u64,
+    /// The number of the choice that last took it; ties go to who waited longest.
+    pub(crate) last_chosen: u64,
+    /// In which order its version was first seen.
+    pub(crate) version_rank: u64,
+    /// Its place in the index, while it has one.
+    pub(crate) key: Option<Score>,
+}
+
+impl Node {
+    pub(crate) fn new(hello: Hello, seen: Seen, intent: Intent, lease_ms: u64, version_rank: u64) -> Self {
+        Self {
+            hello,
+            seen,
+            intent,
+            stopping: false,
+            lease_ms,
+            teams: BTreeSet::new(),
+            weight_sum: 0,
+            reserved: BTreeSet::new(),
+            reserved_weight: 0,
+            leaving: BTreeSet::new(),
+            report: Report::default(),
+            pending: PendingCpu::default(),
+            ready_since: Timestamp::default(),
+            placed: 0,
+            pool_placed_before: 0,
+            last_chosen: 0,
+            version_rank,
+            key: None,
+        }
+    }
+
+    pub(crate) fn id(&self) -> &NodeId {
+        &self.hello.node
+    }
+
+    pub(crate) fn incarnation(&self) -> Incarnation {
+        self.hello.incarnation
+    }
+
+    /// The link on which commands can be sent.
+    pub(crate) fn link(&self) -> Option<LinkId> {
+        match self.seen {
+            Seen::Joining { link, .. } | Seen::Linked { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    /// When it was last heard.
+    pub(crate) fn heard(&self) -> Timestamp {
+        match self.seen {
+            Seen::Expected { heard }
+            | Seen::Joining { heard, .. }
+            | Seen::Linked { heard, .. }
+            | Seen::Unlinked { heard, .. }
+            | Seen::Dead { heard, .. } => heard,
+        }
+    }
+
+    /// Whether its inventory is in and its link is up, heard in time or not.
+    pub(crate) fn is_linked(&self) -> bool {
+        matches!(self.seen, Seen::Linked { .. })
+    }
+
+    /// Whether it is linked and reports in time.
+    pub(crate) fn is_heard(&self) -> bool {
+        matches!(
+            self.seen,
+            Seen::Linked {
+                silence: Silence::Heard,
+                ..
+            }
+        )
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        matches!(self.seen, Seen::Dead { .. })
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        matches!(self.intent, Intent::Draining(_))
+    }
+
+    /// Teams that count against its capacity.
+    pub(crate) fn team_count(&self) -> u32 {
+        u32::try_from(self.teams.len() + self.reserved.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Its connections for each team it has, at least 1: what moving one team is thought to cost.
+    pub(crate) fn connections_per_team(&self) -> u64 {
+        let teams = (self.teams.len() + self.leaving.len()).max(1) as u64;
+        u64::from(self.report.connections).div_ceil(teams).max(1)
+    }
+
+    /// What is seen of it, folded with what the operator asked: the one word for people and metrics.
+    pub(crate) fn state(&self) -> NodeState {
+        match (&self.seen, &self.intent) {
+            (Seen::Dead { .. }, _) => NodeState::Dead,
+            (
+                Seen::Unlinked { .. }
+                | Seen::Linked {
+                    silence: Silence::Missed,
+                    ..
+                },
+                _,
+            ) => NodeState::Silent,
+            (Seen::Expected { .. } | Seen::Joining { .. }, _) => NodeState::Joining,
+            (_, Intent::Draining(_)) if self.teams.is_empty() && self.leaving.is_empty() => {
+                NodeState::Drained
+            }
+            (_, Intent::Draining(_)) => NodeState::Draining,
+            (_, Intent::Cordoned) => NodeState::Cordoned,
+            (_, Intent::Active) => NodeState::Ready,
+        }
+    }
+
+    /// What the store keeps of it. A drain asked for by SIGTERM ends with the process.
+    pub(crate) fn record(&self) -> NodeRecord {
+        let intent = match self.intent {
+            Intent::Active => IntentRecord::Active,
+            Intent::Cordoned => IntentRecord::Cordoned,
+            Intent::Draining(_) if self.stopping => IntentRecord::Active,
+            Intent::Draining(_) => IntentRecord::Draining,
+        };
+        NodeRecord {
+            hello: self.hello.clone(),
+            intent,
+            lease_ms: self.lease_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pending_cpu_counts_at_once_and_fades_only_after_two_ticks() {
+        let mut pending = PendingCpu::default();
+        pending.add(1_000);
+        assert_eq!(pending.microcores(), 1_000);
+        pending.tick(500_000);
+        assert_eq!(pending.microcores(), 1_000);
+        pending.tick(500_000);
+        assert_eq!(pending.microcores(), 1_000);
+        pending.tick(500_000);
+        assert_eq!(pending.microcores(), 500);
+        pending.add(-1_500);
+        assert_eq!(pending.microcores(), -1_000);
+    }
+}

@@ -1,0 +1,231 @@
+//! What does a node hold that it should not, or lack?
+//!
+//! Asked once for each link, when the node's inventory is complete and before any of its heartbeats
+//! is acknowledged. Only entries with a grant of this cluster are believed; between two claims the
+//! higher epoch wins.
+
+use std::collections::BTreeSet;
+use usher_shared::id::{NodeId, TeamId};
+use usher_shared::link::{Assign, Held, HoldState, Revoke, TeamSpec, ToNode};
+use usher_shared::quantity::{Epoch, Timestamp};
+use usher_shared::rest::{Cause, TeamKind};
+
+use crate::choose::Decision;
+use crate::command::Notice;
+use crate::core::Core;
+use crate::team::{Activation, Move, Owner, Team};
+
+impl Core {
+    /// Brings a node's holdings and the core's into line.
+    pub(crate) fn reconcile(&mut self, id: &NodeId, inventory: &[Held], now: Timestamp) {
+        let mut shown = BTreeSet::new();
+        for held in inventory {
+            if self.grants.verify(&held.team, id, held.epoch, &held.grant) {
+                if self.reconcile_team(id, held, now) {
+                    shown.insert(held.team.clone());
+                }
+            } else {
+                self.bad_message(id, "its inventory has an entry without a grant of this cluster");
+                self.revoke(id, &held.team, held.epoch);
+            }
+        }
+        self.assign_missing(id, &shown);
+    }
+
+    /// One entry. Returns whether the node now holds what it should of that team.
+    fn reconcile_team(&mut self, id: &NodeId, held: &Held, now: Timestamp) -> bool {
+        let Some(team) = self.teams.get(&held.team) else {
+            self.adopt(id, held, now);
+            return true;
+        };
+        if held.epoch > team.epoch {
+            if let Some(Move::Preparing { target, epoch, .. }) = &team.moving
+                && target.node == *id
+                && *epoch == held.epoch
+            {
+                // The target of a move has made room, and its answer was lost with its link.
+                self.commit_prepared(&held.team.clone(), now);
+                return true;
+            }
+            if held.state == HoldState::Prepared {
+                // Never committed: a move that was undone.
+                self.revoke(id, &held.team, held.epoch);
+                return false;
+            }
+            self.adopt(id, held, now);
+            return true;
+        }
+        if team.owner.is_none() && held.epoch == team.epoch && held.state == HoldState::Owned {
+            // Presumed dead, back alive, and nobody could take the team meanwhile.
+            return self.take_back(id, &held.team);
+        }
+        if team.is_owned_by(id) {
+            if held.epoch < team.epoch {
+                // Assigned anew while the link was down; `assign_missing` says it again.
+                return false;
+            }
+            if held.state == HoldState::Prepared && team.activation == Activation::Owned {
+                self.activate_once_safe(&held.team, now);
+            }
+            return true;
+        }
+        let resume_leaving = match &team.moving {
+            Some(Move::Leaving {
+                from, held: epoch, ..
+            }) => from.node == *id && *epoch == held.epoch,
+            _ => false,
+        };
+        if resume_leaving {
+            // The drain command may have been lost with the link.
+            self.send_drain(&held.team.clone(), now);
+        } else {
+            self.revoke(id, &held.team, held.epoch);
+        }
+        false
+    }
+
+    /// The owner has the team as prepared, and nobody remembers whom it waits for.
+    fn activate_once_safe(&mut self, id: &TeamId, now: Timestamp) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        team.activation = Activation::AfterRestart;
+        if now < self.restart_fence {
+            self.activating_after_restart.insert(id.clone());
+        } else {
+            self.activate(id);
+        }
+    }
+
+    fn take_back(&mut self, id: &NodeId, team: &TeamId) -> bool {
+        let Some(owner) = self.owner_on(id) else {
+            return false;
+        };
+        if let Some(team) = self.teams.get_mut(team) {
+            team.activation = Activation::Owned;
+        }
+        self.own(team, owner);
+        self.write_team(team);
+        true
+    }
+
+    /// A genuine grant that the store knows nothing of, or less than: the store is an old copy, or
+    /// lost its tail. The node is believed, because nothing else knows better.
+    fn adopt(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
+        self.raise_epochs(held.epoch);
+        let detail = format!(
+            "node {id} holds a team under epoch {}, which the store does not have",
+            held.epoch
+        );
+        self.notice(Notice::StoreRegressed { detail });
+        if self.teams.contains_key(&held.team) {
+            self.drop_move(&held.team, "undone", now);
+            if let Some(before) = self.disown(&held.team) {
+                self.revoke(&before.node, &held.team, before_epoch(self.teams.get(&held.team)));
+            }
+        } else {
+            self.teams.insert(held.team.clone(), Team::new(TeamKind::Auto));
+        }
+        let Some(incarnation) = self.nodes.get(id).map(crate::node::Node::incarnation) else {
+            return;
+        };
+        if let Some(team) = self.teams.get_mut(&held.team) {
+            team.epoch = held.epoch;
+        }
+        self.own(
+            &held.team,
+            Owner {
+                node: id.clone(),
+                incarnation,
+            },
+        );
+        self.write_team(&held.team);
+        let decision = Decision {
+            at: now,
+            epoch: held.epoch,
+            cause: Cause::Adopted,
+            node: Some(id.clone()),
+            from: None,
+            best: Vec::new(),
+            gated: Default::default(),
+            gated_nodes: Default::default(),
+            nodes: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX),
+        };
+        self.remember(&held.team, decision);
+        self.notice(Notice::Assigned {
+            team: held.team.clone(),
+            node: id.clone(),
+            epoch: held.epoch,
+            cause: Cause::Adopted,
+            last_resort: None,
+        });
+    }
+
+    /// Says again what the node should hold and did not show.
+    fn assign_missing(&mut self, id: &NodeId, shown: &BTreeSet<TeamId>) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let missing: Vec<TeamId> = node.teams.difference(shown).cloned().collect();
+        for team in missing {
+            self.send_assign(&team);
+        }
+        let Some(node) = self.nodes.get(id) else { return };
+        let reserved: Vec<TeamId> = node.reserved.iter().cloned().collect();
+        for team in reserved {
+            self.send_prepare(&team);
+        }
+    }
+
+    /// Tells the owner that it holds the team.
+    pub(crate) fn send_assign(&mut self, id: &TeamId) {
+        let Some(team) = self.teams.get(id) else { return };
+        let Some(owner) = team.owner.clone() else { return };
+        let state = match team.activation {
+            Activation::Owned => HoldState::Owned,
+            Activation::After { .. } | Activation::AfterRestart => HoldState::Prepared,
+        };
+        let moved = team.moving.is_some()
+            || state == HoldState::Prepared
+            || self
+                .operations
+                .values()
+                .any(|operation| operation.is_running() && operation.moved.contains_key(id));
+        let epoch = team.epoch;
+        self.send_hold(id, &owner.node, epoch, state, moved);
+    }
+
+    /// Asks the target of a move to make room.
+    pub(crate) fn send_prepare(&mut self, id: &TeamId) {
+        if let Some(Move::Preparing { target, epoch, .. }) =
+            self.teams.get(id).and_then(|team| team.moving.clone())
+        {
+            self.send_hold(id, &target.node, epoch, HoldState::Prepared, true);
+        }
+    }
+
+    fn send_hold(&mut self, id: &TeamId, node: &NodeId, epoch: Epoch, state: HoldState, moved: bool) {
+        let assign = Assign {
+            team: id.clone(),
+            held_epoch: None,
+            epoch,
+            grant: self.grants.sign(id, node, epoch),
+            state,
+            term: self.term,
+            spec: TeamSpec { moved },
+        };
+        self.send(node, ToNode::Assign(assign));
+    }
+
+    /// Tells a node to drop a team, connections and all.
+    pub(crate) fn revoke(&mut self, node: &NodeId, team: &TeamId, epoch: Epoch) {
+        let revoke = Revoke {
+            team: team.clone(),
+            epoch,
+            term: self.term,
+        };
+        self.send(node, ToNode::Revoke(revoke));
+    }
+}
+
+fn before_epoch(team: Option<&Team>) -> Epoch {
+    team.map(|team| team.epoch).unwrap_or_default()
+}

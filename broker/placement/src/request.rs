@@ -1,0 +1,445 @@
+//! What may a client's or an operator's request do?
+
+use std::collections::BTreeMap;
+use usher_shared::id::{Label, NodeId, TeamId};
+use usher_shared::link::MAX_LABELS;
+use usher_shared::quantity::{Timestamp, Weight};
+use usher_shared::rest::{Cause, DrainPost, ShedPost, TeamKind, TeamPut};
+
+use crate::command::{Answer, Command, Refusal, Route};
+use crate::core::Core;
+use crate::event::{Ask, Knock, RequestId};
+use crate::node::{Intent, Seen, Silence};
+use crate::record::PinRecord;
+use crate::team::{Activation, Move, Owner, Team};
+
+/// The longest pin.
+const PIN_MAX_S: u64 = 30 * 86_400;
+/// The longest drain that is promised.
+const DEADLINE_MAX_S: u64 = 86_400;
+/// The highest rate of an operation.
+const RATE_MAX: u32 = 10_000;
+
+impl Core {
+    pub(crate) fn request(&mut self, request: RequestId, ask: Ask, now: Timestamp) {
+        let answer = match ask {
+            Ask::Connect {
+                team,
+                may_create,
+                region,
+                knock,
+            } => self.connect(&team, may_create, region, knock.as_ref(), now),
+            Ask::Put { team, put } => self.put(&team, put, now),
+            Ask::Delete { team } => self.delete(&team, now),
+            Ask::Cordon { node } => self.set_cordon(&node, Intent::Cordoned),
+            Ask::Uncordon { node } => self.set_cordon(&node, Intent::Active),
+            Ask::Drain { node, post } => self.ask_drain(&node, &post, now),
+            Ask::Undrain { node } => self.ask_undrain(&node, now),
+            Ask::Shed { node, post } => self.ask_shed(&node, &post, now),
+            Ask::Release => {
+                self.release(now);
+                Ok(Answer::Done)
+            }
+        };
+        self.command(Command::Answer { request, answer });
+    }
+
+    fn connect(
+        &mut self,
+        id: &TeamId,
+        may_create: bool,
+        region: Option<Label>,
+        knock: Option<&Knock>,
+        now: Timestamp,
+    ) -> Result<Answer, Refusal> {
+        let Some(team) = self.teams.get(id) else {
+            if !may_create {
+                return Err(Refusal::UnknownTeam(id.clone()));
+            }
+            let team = Team {
+                region,
+                ..Team::new(TeamKind::Auto)
+            };
+            return self.create(id, team, Cause::Connect, now);
+        };
+        match team.owner.clone() {
+            None => {
+                if !self.may_change_owners() || !self.place(id, Cause::Failover, now) {
+                    return Err(self.why_not(id, Cause::Failover, now));
+                }
+            }
+            Some(owner) => self.move_for_client(id, &owner, knock, now),
+        }
+        self.assigned(id, false)
+    }
+
+    /// A team stays where it is, unless its node is being emptied, or is silent and its client has
+    /// been there and come back.
+    fn move_for_client(&mut self, id: &TeamId, owner: &Owner, knock: Option<&Knock>, now: Timestamp) {
+        if !self.may_change_owners() {
+            return;
+        }
+        let Some(node) = self.nodes.get(&owner.node) else {
+            return;
+        };
+        let silent = matches!(
+            node.seen,
+            Seen::Linked {
+                silence: Silence::Missed,
+                ..
+            } | Seen::Unlinked { .. }
+                | Seen::Expected { .. }
+        );
+        let knocked =
+            knock.is_some_and(|knock| knock.node == owner.node && knock.incarnation == owner.incarnation);
+        match &node.intent {
+            // Without a target it stays: the node serves as long as it can.
+            Intent::Draining(operation) => {
+                let operation = operation.clone();
+                let running = self
+                    .operations
+                    .get(&operation)
+                    .is_some_and(crate::operation::Operation::is_running);
+                if running && !self.held_here_by_pin(id, &owner.node, now) {
+                    self.move_now(id, Cause::Drain, Some(&operation), now);
+                }
+            }
+            _ if silent && knocked => {
+                self.move_now(id, Cause::Knock, None, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn held_here_by_pin(&self, id: &TeamId, node: &NodeId, now: Timestamp) -> bool {
+        self.held_here(node, now).contains(id)
+    }
+
+    fn create(&mut self, id: &TeamId, team: Team, cause: Cause, now: Timestamp) -> Result<Answer, Refusal> {
+        if self.teams.len() >= self.settings.max_teams {
+            return Err(Refusal::TooManyTeams {
+                max: self.settings.max_teams,
+            });
+        }
+        let wall_ms = self.wall_ms(now);
+        let wish = team.wish(cause, None, wall_ms);
+        let mut decision = self.choose(&wish, now);
+        let Some(owner) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
+            return Err(self.refusal(id, &wish, &decision));
+        };
+        decision.epoch = self.next_epoch();
+        self.teams.insert(
+            id.clone(),
+            Team {
+                epoch: decision.epoch,
+                ..team
+            },
+        );
+        self.commit_owner(id, owner, decision);
+        self.send_assign(id);
+        self.assigned(id, true)
+    }
+
+    fn put(&mut self, id: &TeamId, put: TeamPut, now: Timestamp) -> Result<Answer, Refusal> {
+        if put.labels.len() > MAX_LABELS {
+            return Err(Refusal::OutOfRange {
+                field: "labels",
+                bounds: "has at most 16 entries",
+            });
+        }
+        let pin = match put.pin {
+            None => None,
+            Some(pin) if pin.seconds == 0 || pin.seconds > PIN_MAX_S => {
+                return Err(Refusal::OutOfRange {
+                    field: "pin.seconds",
+                    bounds: "must be from 1 to 2592000 (30 days)",
+                });
+            }
+            Some(pin) if !self.nodes.contains_key(&pin.node) => return Err(Refusal::UnknownNode(pin.node)),
+            Some(pin) => Some(PinRecord {
+                node: pin.node,
+                until_wall_ms: self.wall_ms(now).saturating_add(pin.seconds * 1_000),
+                strength: pin.strength,
+            }),
+        };
+        let weight = put.weight.unwrap_or(Weight::TEAM);
+        if !self.teams.contains_key(id) {
+            let team = Team {
+                weight,
+                region: put.region,
+                labels: put.labels,
+                pin,
+                ..Team::new(TeamKind::Put)
+            };
+            return self.create(id, team, Cause::Put, now);
+        }
+        self.respecify(id, weight, put.region, put.labels, pin, now)
+    }
+
+    /// An existing team gets other wishes, and moves if its node does not meet them.
+    fn respecify(
+        &mut self,
+        id: &TeamId,
+        weight: Weight,
+        region: Option<Label>,
+        labels: BTreeMap<Label, Label>,
+        pin: Option<PinRecord>,
+        now: Timestamp,
+    ) -> Result<Answer, Refusal> {
+        let Some(team) = self.teams.get_mut(id) else {
+            return Err(Refusal::UnknownTeam(id.clone()));
+        };
+        let before = team.record();
+        let (old, new) = (u64::from(team.weight.get()), u64::from(weight.get()));
+        team.kind = TeamKind::Put;
+        team.weight = weight;
+        team.region = region;
+        team.labels = labels;
+        team.pin = pin;
+        let owner = team.owner.as_ref().map(|owner| owner.node.clone());
+        let target = match &team.moving {
+            Some(Move::Preparing { target, .. }) => Some(target.node.clone()),
+            _ => None,
+        };
+        if team.record() != before {
+            self.write_team(id);
+        }
+        if let Some(node) = owner.as_ref().and_then(|owner| self.nodes.get_mut(owner)) {
+            node.weight_sum = node.weight_sum + new - old;
+        }
+        if let Some(node) = target.as_ref().and_then(|target| self.nodes.get_mut(target)) {
+            node.reserved_weight = node.reserved_weight + new - old;
+        }
+        for node in owner.iter().chain(&target) {
+            self.rekey(node);
+        }
+        match owner {
+            None if self.may_change_owners() && self.place(id, Cause::Put, now) => {}
+            None => return Err(self.why_not(id, Cause::Put, now)),
+            Some(owner) if self.may_change_owners() && !self.suits(id, &owner, now) => {
+                if !self.move_now(id, Cause::Put, None, now) {
+                    return Err(self.why_not(id, Cause::Put, now));
+                }
+            }
+            Some(_) => {}
+        }
+        self.assigned(id, false)
+    }
+
+    /// Whether a team's node meets its wishes. A soft pin that cannot be met now is met by any.
+    fn suits(&self, id: &TeamId, node: &NodeId, now: Timestamp) -> bool {
+        let wall_ms = self.wall_ms(now);
+        let (Some(team), Some(node)) = (self.teams.get(id), self.nodes.get(node)) else {
+            return true;
+        };
+        let wish = team.wish(Cause::Put, None, wall_ms);
+        let region = wish.region.is_none() || wish.region == node.hello.region.as_ref();
+        let labels = wish
+            .labels
+            .iter()
+            .all(|(key, value)| node.hello.labels.get(key) == Some(value));
+        let pin = wish.pin.is_none_or(|pin| {
+            let can = self
+                .nodes
+                .get(&pin.node)
+                .is_some_and(|pinned| pinned.key.is_some());
+            pin.node == *node.id() || (pin.strength == usher_shared::rest::PinStrength::Soft && !can)
+        });
+        region && labels && pin
+    }
+
+    fn why_not(&self, id: &TeamId, cause: Cause, now: Timestamp) -> Refusal {
+        let wall_ms = self.wall_ms(now);
+        match self.teams.get(id) {
+            None => Refusal::UnknownTeam(id.clone()),
+            Some(team) => {
+                let leaving = team.owner.as_ref().map(|owner| &owner.node);
+                let wish = team.wish(cause, leaving, wall_ms);
+                let decision = self.choose(&wish, now);
+                self.refusal(id, &wish, &decision)
+            }
+        }
+    }
+
+    fn assigned(&self, id: &TeamId, created: bool) -> Result<Answer, Refusal> {
+        let team = self
+            .teams
+            .get(id)
+            .ok_or_else(|| Refusal::UnknownTeam(id.clone()))?;
+        match &team.owner {
+            Some(owner) => {
+                let route = Route {
+                    node: owner.node.clone(),
+                    epoch: team.epoch,
+                };
+                Ok(Answer::Assigned {
+                    team: id.clone(),
+                    route,
+                    created,
+                })
+            }
+            None => Err(Refusal::UnknownTeam(id.clone())),
+        }
+    }
+
+    fn delete(&mut self, id: &TeamId, now: Timestamp) -> Result<Answer, Refusal> {
+        if !self.teams.contains_key(id) {
+            return Err(Refusal::UnknownTeam(id.clone()));
+        }
+        self.forget_team(id, now);
+        Ok(Answer::Forgotten)
+    }
+
+    /// Takes a team off the books; what connections it has are sent back to the broker.
+    pub(crate) fn forget_team(&mut self, id: &TeamId, now: Timestamp) {
+        let leaving = match self.teams.get(id).and_then(|team| team.moving.as_ref()) {
+            Some(Move::Leaving { from, .. }) => Some(from.node.clone()),
+            _ => None,
+        };
+        self.drop_move(id, "undone", now);
+        let owner = self.disown(id);
+        let Some(team) = self.teams.remove(id) else { return };
+        for node in owner.map(|owner| owner.node).iter().chain(&leaving) {
+            self.revoke(node, id, team.epoch);
+        }
+        match team.activation {
+            Activation::After { before, .. } => self.stop_waiting(id, before),
+            Activation::AfterRestart => {
+                self.activating_after_restart.remove(id);
+            }
+            Activation::Owned => {}
+        }
+        self.unplaced.remove(id);
+        for operation in self
+            .operations
+            .values_mut()
+            .filter(|operation| operation.chosen.contains(id))
+        {
+            operation.chosen.remove(id);
+        }
+        self.forget_decisions(id);
+        self.write_team(id);
+        self.command(Command::Route {
+            team: id.clone(),
+            route: None,
+        });
+    }
+
+    fn set_cordon(&mut self, id: &NodeId, intent: Intent) -> Result<Answer, Refusal> {
+        let Some(node) = self.nodes.get_mut(id) else {
+            return Err(Refusal::UnknownNode(id.clone()));
+        };
+        if node.is_draining() {
+            return Err(Refusal::WrongState {
+                node: id.clone(),
+                state: "being drained, or drained",
+                remedy: "undrain it first",
+            });
+        }
+        if node.intent != intent {
+            node.intent = intent;
+            self.write_node(id);
+            self.rebuild_index();
+        }
+        Ok(Answer::Done)
+    }
+
+    fn ask_drain(&mut self, id: &NodeId, post: &DrainPost, now: Timestamp) -> Result<Answer, Refusal> {
+        check_rate(post.rate_per_s)?;
+        if post
+            .deadline_s
+            .is_some_and(|seconds| !(1..=DEADLINE_MAX_S).contains(&seconds))
+        {
+            return Err(Refusal::OutOfRange {
+                field: "deadline_s",
+                bounds: "must be from 1 to 86400",
+            });
+        }
+        let Some(node) = self.nodes.get(id) else {
+            return Err(Refusal::UnknownNode(id.clone()));
+        };
+        if node.is_dead() {
+            return Err(Refusal::WrongState {
+                node: id.clone(),
+                state: "dead",
+                remedy: "its teams have other nodes already",
+            });
+        }
+        if !node.is_draining() && !post.force {
+            self.fits_elsewhere(id)?;
+            let held = self.held_here(id, now);
+            if let Some(first) = held.first() {
+                return Err(Refusal::PinnedHere {
+                    node: id.clone(),
+                    count: held.len(),
+                    first: first.clone(),
+                });
+            }
+        }
+        Ok(Answer::Operation(self.begin_drain(id, post, now)))
+    }
+
+    fn ask_undrain(&mut self, id: &NodeId, now: Timestamp) -> Result<Answer, Refusal> {
+        let Some(node) = self.nodes.get(id) else {
+            return Err(Refusal::UnknownNode(id.clone()));
+        };
+        if node.stopping {
+            return Err(Refusal::WrongState {
+                node: id.clone(),
+                state: "stopping",
+                remedy: "its process got SIGTERM and will be gone; start it again instead",
+            });
+        }
+        Ok(self.undrain(id, now).map_or(Answer::Done, Answer::Operation))
+    }
+
+    fn ask_shed(&mut self, id: &NodeId, post: &ShedPost, now: Timestamp) -> Result<Answer, Refusal> {
+        check_rate(post.rate_per_s)?;
+        match (post.teams, post.percent) {
+            (Some(teams), None) if (1..=100_000).contains(&teams) => {}
+            (None, Some(percent)) if (1..=100).contains(&percent) => {}
+            (Some(_), None) => {
+                return Err(Refusal::OutOfRange {
+                    field: "teams",
+                    bounds: "must be from 1 to 100000",
+                });
+            }
+            (None, Some(_)) => {
+                return Err(Refusal::OutOfRange {
+                    field: "percent",
+                    bounds: "must be from 1 to 100",
+                });
+            }
+            _ => {
+                return Err(Refusal::OutOfRange {
+                    field: "teams or percent",
+                    bounds: "must be given, and only one of them",
+                });
+            }
+        }
+        let Some(node) = self.nodes.get(id) else {
+            return Err(Refusal::UnknownNode(id.clone()));
+        };
+        if node.is_draining() || !node.is_linked() {
+            return Err(Refusal::WrongState {
+                node: id.clone(),
+                state: node.state().as_str(),
+                remedy: "only a node that is up and not being drained gives teams away",
+            });
+        }
+        match self.begin_shed(id, post, now) {
+            Some(operation) => Ok(Answer::Operation(operation)),
+            None => Err(Refusal::UnknownNode(id.clone())),
+        }
+    }
+}
+
+fn check_rate(rate_per_s: Option<u32>) -> Result<(), Refusal> {
+    if rate_per_s.is_some_and(|rate| !(1..=RATE_MAX).contains(&rate)) {
+        return Err(Refusal::OutOfRange {
+            field: "rate_per_s",
+            bounds: "must be from 1 to 10000",
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! The numbers that decisions depend on, each with its reason.
+
+/// The numbers that decisions depend on.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a lease lasts.
+    pub lease_ms: u64,
+    /// How often a node reports.
+    pub heartbeat_ms: u64,
+    /// How far two clocks may drift apart, in parts per million: 1 % is 20 times what a quartz does.
+    pub clock_rate_ppm: u64,
+    /// How long a node may take to stop exclusive effects.
+    pub fencing_ms: u64,
+    /// What the broker waits on top, for its own scheduling.
+    pub slack_ms: u64,
+    /// After how long without a connection an auto-created team is forgotten.
+    pub forget_ms: u64,
+    /// The most teams.
+    pub max_teams: usize,
+    /// The most nodes, dead ones included.
+    pub max_nodes: usize,
+    /// Team load's part of the score, in parts per million.
+    pub team_share_ppm: u64,
+    /// CPU's part of the score, in parts per million.
+    pub cpu_share_ppm: u64,
+    /// Below this mean load, counted in default weights, differences in teams count less: with two
+    /// teams in a pool, one team more is not a node twice as busy.
+    pub load_floor: u64,
+    /// CPU above this part of a node's cores makes it a last resort, in parts per million.
+    pub cpu_ceiling_ppm: u64,
+    /// The half-life in which expected CPU fades, the same as that of the nodes' average.
+    pub half_life_ms: u64,
+    /// Weights that must be known before a team's expected CPU is believed.
+    pub cost_min_weights: u64,
+    /// The most CPU that one default weight is expected to cost, in millicores.
+    pub cost_cap_millicores: u64,
+    /// How long a node counts as young.
+    pub young_ms: u64,
+    /// What a young node may take before its share is looked at: a pool that starts empty must not stall.
+    pub young_floor: u64,
+    /// Clock difference between a node and the broker beyond which its tickets would not fit.
+    pub wall_skew_ms: u64,
+    /// Part of the nodes that may be silent at once before self-preservation, in parts per million.
+    pub silent_share_ppm: u64,
+    /// Connections a second moved to each ready target, unless an operation says otherwise.
+    pub rate_per_target: u64,
+    /// How long a moved team's connections may take to leave at their slot, on top of the slot.
+    pub leave_ms: u64,
+    /// How long a target may take to make room for a team before another is chosen.
+    pub prepare_ms: u64,
+    /// How long after its last connection left an operation still counts arrivals.
+    pub settle_ms: u64,
+    /// Decisions kept for `why`, over all teams.
+    pub decisions: usize,
+    /// Ended operations kept.
+    pub operations: usize,
+    /// File descriptors that a node must have left to be given teams.
+    pub descriptor_reserve: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            lease_ms: 6_000,
+            heartbeat_ms: 1_000,
+            clock_rate_ppm: 10_000,
+            fencing_ms: 500,
+            slack_ms: 500,
+            forget_ms: 600_000,
+            max_teams: 2_000_000,
+            max_nodes: 10_000,
+            team_share_ppm: 500_000,
+            cpu_share_ppm: 500_000,
+            load_floor: 10,
+            cpu_ceiling_ppm: 900_000,
+            half_life_ms: 15_000,
+            cost_min_weights: 100,
+            cost_cap_millicores: 50,
+            young_ms: 60_000,
+            young_floor: 16,
+            wall_skew_ms: 5_000,
+            silent_share_ppm: 300_000,
+            rate_per_target: 200,
+            leave_ms: 10_000,
+            prepare_ms: 3_000,
+            settle_ms: 5_000,
+            decisions: 100_000,
+            operations: 100,
+            descriptor_reserve: 64,
+        }
+    }
+}
+
+/// Numbers that do not go together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A lease must outlast several heartbeats, or one lost packet ends it.
+    #[error("lease_ms must be at least 4 x heartbeat_ms ({least}); it is {lease_ms}")]
+    LeaseTooShort {
+        /// The lease.
+        lease_ms: u64,
+        /// The least it may be.
+        least: u64,
+    },
+    /// A node must have stopped before the broker counts it as dead, whatever their clocks do.
+    #[error(
+        "a lease of {lease_ms} ms leaves no time to stop: lease x (1 - rho) must exceed fencing + 2 heartbeats"
+    )]
+    NoTimeToFence {
+        /// The lease.
+        lease_ms: u64,
+    },
+    /// A heartbeat outside 100 ms to 60 s.
+    #[error("heartbeat_ms must be from 100 to 60000; it is {heartbeat_ms}")]
+    Heartbeat {
+        /// The heartbeat.
+        heartbeat_ms: u64,
+    },
+    /// Clocks that drift more than 10 % are not clocks.
+    #[error("clock_rate_ppm must be at most 100000, and slack_ms above 0")]
+    Clock,
+}
+
+impl Settings {
+    /// Checks the inequalities that fencing rests on.
+    ///
+    /// A node is done fencing by `sent + lease` in real time; the broker acts no earlier than
+    /// `received + lease + slack / (1 + rho)`; and a heartbeat is received after it was sent. So
+    /// with any slack above zero the node has stopped before its teams get a new owner.
+    ///
+    /// # Errors
+    /// Which of them does not hold.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        if !(100..=60_000).contains(&self.heartbeat_ms) {
+            return Err(SettingsError::Heartbeat {
+                heartbeat_ms: self.heartbeat_ms,
+            });
+        }
+        if self.clock_rate_ppm > 100_000 || self.slack_ms == 0 {
+            return Err(SettingsError::Clock);
+        }
+        let least = 4 * self.heartbeat_ms;
+        if self.lease_ms < least {
+            return Err(SettingsError::LeaseTooShort {
+                lease_ms: self.lease_ms,
+                least,
+            });
+        }
+        let shortest = self.lease_ms - self.lease_ms * self.clock_rate_ppm / 1_000_000;
+        if shortest <= self.fencing_ms + 2 * self.heartbeat_ms {
+            return Err(SettingsError::NoTimeToFence {
+                lease_ms: self.lease_ms,
+            });
+        }
+        Ok(())
+    }
+
+    /// How long after it was last heard a node with this lease counts as dead, and how long the
+    /// grace after a start lasts: `lease x (1 + rho) + slack`.
+    #[must_use]
+    pub const fn dead_after_ms(&self, lease_ms: u64) -> u64 {
+        lease_ms + (lease_ms * self.clock_rate_ppm).div_ceil(1_000_000) + self.slack_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold() {
+        assert_eq!(Settings::default().check(), Ok(()));
+        assert_eq!(Settings::default().dead_after_ms(6_000), 6_560);
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_fenced_in_time_is_refused() {
+        let short = Settings {
+            lease_ms: 3_999,
+            ..Settings::default()
+        };
+        assert!(matches!(
+            short.check(),
+            Err(SettingsError::LeaseTooShort { least: 4_000, .. })
+        ));
+        let slow = Settings {
+            fencing_ms: 4_000,
+            ..Settings::default()
+        };
+        assert!(matches!(slow.check(), Err(SettingsError::NoTimeToFence { .. })));
+        let loose = Settings {
+            slack_ms: 0,
+            ..Settings::default()
+        };
+        assert_eq!(loose.check(), Err(SettingsError::Clock));
+    }
+}

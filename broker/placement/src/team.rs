@@ -1,0 +1,134 @@
+//! A team as the core knows it.
+
+use std::collections::BTreeMap;
+use usher_shared::id::{Incarnation, Label, NodeId, OperationId};
+use usher_shared::quantity::{Epoch, Timestamp, Weight};
+use usher_shared::rest::{Cause, TeamKind};
+
+use crate::choose::Decision;
+use crate::record::{PinRecord, TeamRecord};
+
+/// The process that a team was given to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
+}
+
+/// Whether the owner may have exclusive effects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// It may.
+    Owned,
+    /// It serves clients, and waits until the last owner that had them has yielded, is proven dead,
+    /// or has outlived its lease.
+    After {
+        before: Owner,
+        /// A yield counts from this epoch on: an older one was for an earlier move.
+        since: Epoch,
+    },
+    /// The broker restarted meanwhile and does not know whom it waits for: nobody's lease outlasts
+    /// the grace.
+    AfterRestart,
+}
+
+/// A team on its way from one node to another.
+#[derive(Clone, Debug)]
+pub(crate) enum Move {
+    /// The target makes room; the owner is the old one still.
+    Preparing {
+        target: Owner,
+        epoch: Epoch,
+        /// Then another target is chosen.
+        until: Timestamp,
+        operation: OperationId,
+        /// Why the target, for the history once the move is committed.
+        decision: Box<Decision>,
+    },
+    /// The owner is the new one; connections are still leaving the old.
+    Leaving {
+        from: Owner,
+        /// The epoch that the old owner held.
+        held: Epoch,
+        /// Then they count as timed out.
+        until: Timestamp,
+        operation: Option<OperationId>,
+        cause: Cause,
+    },
+}
+
+/// One team.
+#[derive(Clone, Debug)]
+pub(crate) struct Team {
+    pub(crate) kind: TeamKind,
+    pub(crate) weight: Weight,
+    pub(crate) region: Option<Label>,
+    pub(crate) labels: BTreeMap<Label, Label>,
+    pub(crate) pin: Option<PinRecord>,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) epoch: Epoch,
+    pub(crate) activation: Activation,
+    pub(crate) moving: Option<Move>,
+}
+
+impl Team {
+    pub(crate) fn new(kind: TeamKind) -> Self {
+        Self {
+            kind,
+            weight: Weight::TEAM,
+            region: None,
+            labels: BTreeMap::new(),
+            pin: None,
+            owner: None,
+            epoch: Epoch::default(),
+            activation: Activation::Owned,
+            moving: None,
+        }
+    }
+
+    pub(crate) fn from_record(record: TeamRecord) -> Self {
+        Self {
+            kind: record.kind,
+            weight: record.weight,
+            region: record.region,
+            labels: record.labels,
+            pin: record.pin,
+            owner: record
+                .owner
+                .map(|(node, incarnation)| Owner { node, incarnation }),
+            epoch: record.epoch,
+            activation: Activation::Owned,
+            moving: None,
+        }
+    }
+
+    pub(crate) fn record(&self) -> TeamRecord {
+        TeamRecord {
+            owner: self
+                .owner
+                .as_ref()
+                .map(|owner| (owner.node.clone(), owner.incarnation)),
+            epoch: self.epoch,
+            kind: self.kind,
+            weight: self.weight,
+            region: self.region.clone(),
+            labels: self.labels.clone(),
+            pin: self.pin.clone(),
+        }
+    }
+
+    /// Takes note that exclusive effects pass from `before` to whoever owns the team next. An owner
+    /// that was never activated had none to give, so the one before it is still waited for.
+    pub(crate) fn await_end_of(&mut self, before: Owner) {
+        if self.activation == Activation::Owned {
+            self.activation = Activation::After {
+                before,
+                since: self.epoch.next(),
+            };
+        }
+    }
+
+    pub(crate) fn is_owned_by(&self, node: &NodeId) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.node == *node)
+    }
+}
