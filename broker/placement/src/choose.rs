@@ -192,6 +192,9 @@ impl<'a> Search<'a> {
             }
             if self.chosen.is_some() {
                 looked_further += 1;
+            } else if key.last_resort > 0 {
+                // A young node that had its share is still better than one that can hardly go on.
+                self.fall_back_to_young();
             }
             let Some(node) = self.core.nodes.get(&key.node) else {
                 continue;
@@ -211,14 +214,17 @@ impl<'a> Search<'a> {
             self.chosen.get_or_insert_with(|| key.node.clone());
             self.note_best(node);
         }
-        if self.chosen.is_none()
-            && let Some(young) = self.young.take()
-        {
-            if let Some(node) = self.core.nodes.get(&young) {
-                self.note_best(node);
-            }
-            self.chosen = Some(young);
+        if self.chosen.is_none() {
+            self.fall_back_to_young();
         }
+    }
+
+    fn fall_back_to_young(&mut self) {
+        let Some(young) = self.young.take() else { return };
+        if let Some(node) = self.core.nodes.get(&young) {
+            self.note_best(node);
+        }
+        self.chosen = Some(young);
     }
 
     /// What the team's own wishes hold against a node.

@@ -13,6 +13,8 @@ use crate::record::Record;
 ///
 /// A [`Command::Write`] must be durable before any later command that
 /// [waits for the store](Command::waits_for_store) is carried out: nothing is granted that a crash could forget.
+// Commands live for one poll; a box for the larger records would cost an allocation each.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Put this into the store.

@@ -29,7 +29,7 @@ const EPOCH_BLOCK: u64 = 1_000;
 const DECISIONS_PER_TEAM: usize = 8;
 
 /// Every decision of the broker. See the [crate's page](crate).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Core {
     pub(crate) settings: Settings,
     pub(crate) cluster: ClusterId,
@@ -41,6 +41,8 @@ pub struct Core {
     pub(crate) wall_at_start: u64,
     /// The next epoch to give out, and the first that is not reserved in the store.
     pub(crate) epochs: (Epoch, Epoch),
+    /// Whether a node has shown that the store this run started from is older than what was granted.
+    pub(crate) store_regressed: bool,
     /// By name: a name has one process at a time.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Which node speaks on a link. A link that is not here may say hello and nothing else.
@@ -50,8 +52,8 @@ pub struct Core {
     pub(crate) unplaced: BTreeSet<TeamId>,
     /// Teams whose owner waits for the end of the process named by the key.
     pub(crate) activating: BTreeMap<(NodeId, Incarnation), BTreeSet<TeamId>>,
-    /// Teams whose owner waits for `restart_fence`.
-    pub(crate) activating_after_restart: BTreeSet<TeamId>,
+    /// Teams whose owner waits for a moment.
+    pub(crate) activating_at: BTreeSet<(Timestamp, TeamId)>,
     /// When every lease that an earlier run of the broker granted is over.
     pub(crate) restart_fence: Timestamp,
     /// When a move is given up, by team. Entries of moves that ended meanwhile are skipped.
@@ -107,12 +109,13 @@ impl Core {
             started: now,
             wall_at_start: wall_ms,
             epochs: (snapshot.epochs_reserved, snapshot.epochs_reserved),
+            store_regressed: false,
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             teams: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             activating: BTreeMap::new(),
-            activating_after_restart: BTreeSet::new(),
+            activating_at: BTreeSet::new(),
             restart_fence: now,
             deadlines: BTreeSet::new(),
             operations: BTreeMap::new(),
@@ -228,7 +231,7 @@ impl Core {
     pub fn next_deadline(&self) -> Timestamp {
         let going_on = !self.unplaced.is_empty()
             || !self.activating.is_empty()
-            || !self.activating_after_restart.is_empty()
+            || !self.activating_at.is_empty()
             || !self.deadlines.is_empty()
             || self.operations.values().any(Operation::is_running)
             || self

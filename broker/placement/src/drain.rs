@@ -98,7 +98,7 @@ impl Core {
             (None, percent) => (node.teams.len() * percent.unwrap_or(0) as usize).div_ceil(100),
         };
         let chosen: Vec<TeamId> = own.into_iter().take(wanted).cloned().collect();
-        let connections = node.connections_per_team() * chosen.len() as u64;
+        let connections = node.connections_per_team_milli() * chosen.len() as u64 / 1_000;
         let connections = u32::try_from(connections)
             .unwrap_or(u32::MAX)
             .min(node.report.connections);
@@ -340,6 +340,14 @@ impl Core {
         if !self.may_change_owners() {
             return self.say(id, "waiting for the nodes to report after the broker's start");
         }
+        let source = self
+            .operations
+            .get(id)
+            .and_then(|operation| self.nodes.get(&operation.node));
+        if !source.is_some_and(Node::is_heard) {
+            // Moving the teams of a silent node would be a failover on silence alone.
+            return self.say(id, "waiting for the node to be heard again");
+        }
         let mut after: Option<TeamId> = None;
         loop {
             let Some(operation) = self.operations.get(id) else {
@@ -452,6 +460,14 @@ impl Core {
         decision.epoch = epoch;
         // Its choice was counted when room was asked for.
         self.change_owner(id, target, *decision, Some(&operation), now);
+        if self
+            .teams
+            .get(id)
+            .is_some_and(|team| team.activation == Activation::Owned)
+        {
+            // Nobody is left to wait for, and the target knows the team as prepared.
+            self.send_activate(id);
+        }
     }
 
     /// Moves a team at once, without asking the target to make room first: a client is waiting.
@@ -681,8 +697,7 @@ impl Core {
 /// What moving one team of this node takes from the bucket, in thousandths of a connection. A change
 /// of owner costs nothing, connections do.
 fn move_cost(node: &Node) -> i64 {
-    let teams = (node.teams.len() + node.leaving.len()).max(1) as u64;
-    i64::try_from(u64::from(node.report.connections) * 1_000 / teams).unwrap_or(i64::MAX)
+    i64::try_from(node.connections_per_team_milli()).unwrap_or(i64::MAX)
 }
 
 /// Sets how fast an operation goes and how long that will take.

@@ -139,6 +139,7 @@ impl Core {
     fn meet_higher_term(&mut self, hello: &Hello) {
         if hello.cluster == Some(self.cluster) && hello.highest_term > self.term {
             self.term = hello.highest_term.next();
+            self.store_regressed = true;
             self.write(Record::Term(self.term));
             let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
             self.notice(Notice::StoreRegressed { detail });
@@ -242,6 +243,7 @@ impl Core {
         );
         report.memory_bytes = heartbeat.memory_bytes;
         report.connections = heartbeat.connections;
+        report.teams = heartbeat.teams;
         report.descriptors_left = Some(heartbeat.fds.limit.saturating_sub(heartbeat.fds.used));
         report.health = heartbeat.health;
         report.wall_skew_ms = i64::try_from(heartbeat.wall_ms)
@@ -299,21 +301,29 @@ impl Core {
     }
 
     pub(crate) fn yielded(&mut self, link: LinkId, held: &TeamEpoch) {
-        let Some(id) = self.speaker(link) else { return };
+        if let Some(id) = self.speaker(link) {
+            self.stopped(&id, held);
+        }
+    }
+
+    /// A node has no exclusive effects for a team any more.
+    fn stopped(&mut self, id: &NodeId, held: &TeamEpoch) {
         let Some(team) = self.teams.get(&held.team) else {
             return;
         };
         let awaited = match &team.activation {
-            Activation::After { before, since } => before.node == id && held.epoch >= *since,
+            Activation::After { before, since } => before.node == *id && held.epoch >= *since,
             _ => false,
         };
         if awaited {
-            self.activate(&held.team.clone());
+            self.activate(&held.team);
         }
     }
 
     pub(crate) fn released(&mut self, link: LinkId, held: &TeamEpoch, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
+        // What has no connections left has no effects left either.
+        self.stopped(&id, held);
         let awaited = self.teams.get(&held.team).is_some_and(|team| match &team.moving {
             Some(Move::Leaving { from, .. }) => from.node == id && team.epoch == held.epoch,
             _ => false,
@@ -408,23 +418,26 @@ impl Core {
             return;
         };
         let was = std::mem::replace(&mut team.activation, Activation::Owned);
-        let epoch = team.epoch;
-        let owner = team.owner.clone();
         match was {
             Activation::Owned => return,
-            Activation::AfterRestart => {
-                self.activating_after_restart.remove(id);
+            Activation::At(at) => {
+                self.activating_at.remove(&(at, id.clone()));
             }
             Activation::After { before, .. } => self.stop_waiting(id, before),
         }
-        if let Some(owner) = owner {
-            let activate = Activate {
-                team: id.clone(),
-                epoch,
-                term: self.term,
-            };
-            self.send(&owner.node, ToNode::Activate(activate));
-        }
+        self.send_activate(id);
+    }
+
+    /// Tells the owner that nobody is left to wait for.
+    pub(crate) fn send_activate(&mut self, id: &usher_shared::id::TeamId) {
+        let Some(team) = self.teams.get(id) else { return };
+        let Some(owner) = team.owner.clone() else { return };
+        let activate = Activate {
+            team: id.clone(),
+            epoch: team.epoch,
+            term: self.term,
+        };
+        self.send(&owner.node, ToNode::Activate(activate));
     }
 
     /// Takes a team off the list of those that wait for the end of a process.

@@ -298,10 +298,12 @@ impl Core {
         for team in due {
             self.activate(&team);
         }
-        if now >= self.restart_fence {
-            for team in std::mem::take(&mut self.activating_after_restart) {
-                self.activate(&team);
+        while let Some((at, team)) = self.activating_at.first().cloned() {
+            if at > now {
+                return;
             }
+            self.activating_at.pop_first();
+            self.activate(&team);
         }
     }
 }

@@ -102,6 +102,8 @@ pub(crate) struct Report {
     pub(crate) cpu_idle: Option<Millicores>,
     pub(crate) memory_bytes: u64,
     pub(crate) connections: u32,
+    /// The teams that those connections belonged to.
+    pub(crate) teams: u32,
     pub(crate) descriptors_left: Option<u32>,
     pub(crate) health: Health,
     /// Its wall clock minus the broker's.
@@ -250,10 +252,9 @@ impl Node {
         u32::try_from(self.teams.len() + self.reserved.len()).unwrap_or(u32::MAX)
     }
 
-    /// Its connections for each team it has, at least 1: what moving one team is thought to cost.
-    pub(crate) fn connections_per_team(&self) -> u64 {
-        let teams = (self.teams.len() + self.leaving.len()).max(1) as u64;
-        u64::from(self.report.connections).div_ceil(teams).max(1)
+    /// Thousandths of a connection that one of its teams had on average when it reported last.
+    pub(crate) fn connections_per_team_milli(&self) -> u64 {
+        u64::from(self.report.connections) * 1_000 / u64::from(self.report.teams.max(1))
     }
 
     /// What is seen of it, folded with what the operator asked: the one word for people and metrics.

@@ -29,12 +29,37 @@ impl Core {
                 self.revoke(id, &held.team, held.epoch);
             }
         }
+        self.activate_what_was_given_up(id, inventory);
         self.assign_missing(id, &shown);
+    }
+
+    /// Teams whose new owner waits for this node to stop, and that it does not hold any more: its
+    /// answer was lost with its link. For those it still holds, the answer to the order just sent counts.
+    fn activate_what_was_given_up(&mut self, id: &NodeId, inventory: &[Held]) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let Some(waiting) = self.activating.get(&(id.clone(), node.incarnation())) else {
+            return;
+        };
+        let held: BTreeSet<&TeamId> = inventory.iter().map(|held| &held.team).collect();
+        let stopped: Vec<TeamId> = waiting
+            .iter()
+            .filter(|team| !held.contains(team))
+            .cloned()
+            .collect();
+        for team in stopped {
+            self.activate(&team);
+        }
     }
 
     /// One entry. Returns whether the node now holds what it should of that team.
     fn reconcile_team(&mut self, id: &NodeId, held: &Held, now: Timestamp) -> bool {
         let Some(team) = self.teams.get(&held.team) else {
+            if held.epoch < self.epochs.0 && !self.store_regressed {
+                // This store gave the epoch out and has no such team: it was deleted while the node
+                // was away. Adopting it would bring it back under an epoch that was surpassed.
+                self.revoke(id, &held.team, held.epoch);
+                return false;
+            }
             self.adopt(id, held, now);
             return true;
         };
@@ -65,7 +90,8 @@ impl Core {
                 return false;
             }
             if held.state == HoldState::Prepared && team.activation == Activation::Owned {
-                self.activate_once_safe(&held.team, now);
+                let fence = self.restart_fence;
+                self.activate_at(&held.team, fence, now);
             }
             return true;
         }
@@ -79,22 +105,20 @@ impl Core {
             // The drain command may have been lost with the link.
             self.send_drain(&held.team.clone(), now);
         } else {
-            self.revoke(id, &held.team, held.epoch);
+            // What the node holds is not its any more, whatever the epoch.
+            let epoch = team.epoch;
+            self.revoke(id, &held.team, epoch);
         }
         false
     }
 
-    /// The owner has the team as prepared, and nobody remembers whom it waits for.
-    fn activate_once_safe(&mut self, id: &TeamId, now: Timestamp) {
-        let Some(team) = self.teams.get_mut(id) else {
-            return;
-        };
-        team.activation = Activation::AfterRestart;
-        if now < self.restart_fence {
-            self.activating_after_restart.insert(id.clone());
-        } else {
-            self.activate(id);
+    /// The owner has the team as prepared, and nobody remembers whom it waits for: it waits until `at`.
+    fn activate_at(&mut self, id: &TeamId, at: Timestamp, now: Timestamp) {
+        if let Some(team) = self.teams.get_mut(id) {
+            team.activation = Activation::At(at);
+            self.activating_at.insert((at, id.clone()));
         }
+        self.activate_after_leases(now);
     }
 
     fn take_back(&mut self, id: &NodeId, team: &TeamId) -> bool {
@@ -113,6 +137,7 @@ impl Core {
     /// lost its tail. The node is believed, because nothing else knows better.
     fn adopt(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
         self.raise_epochs(held.epoch);
+        self.store_regressed = true;
         let detail = format!(
             "node {id} holds a team under epoch {}, which the store does not have",
             held.epoch
@@ -140,6 +165,11 @@ impl Core {
             },
         );
         self.write_team(&held.team);
+        if held.state == HoldState::Prepared {
+            // Whoever had it before may not have been heard of either.
+            let at = now.plus(self.settings.dead_after_ms(self.settings.lease_ms));
+            self.activate_at(&held.team, at, now);
+        }
         let decision = Decision {
             at: now,
             epoch: held.epoch,
@@ -181,7 +211,7 @@ impl Core {
         let Some(owner) = team.owner.clone() else { return };
         let state = match team.activation {
             Activation::Owned => HoldState::Owned,
-            Activation::After { .. } | Activation::AfterRestart => HoldState::Prepared,
+            Activation::After { .. } | Activation::At(_) => HoldState::Prepared,
         };
         let moved = team.moving.is_some()
             || state == HoldState::Prepared

@@ -304,8 +304,8 @@ impl Core {
         }
         match team.activation {
             Activation::After { before, .. } => self.stop_waiting(id, before),
-            Activation::AfterRestart => {
-                self.activating_after_restart.remove(id);
+            Activation::At(at) => {
+                self.activating_at.remove(&(at, id.clone()));
             }
             Activation::Owned => {}
         }

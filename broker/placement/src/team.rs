@@ -27,9 +27,9 @@ pub(crate) enum Activation {
         /// A yield counts from this epoch on: an older one was for an earlier move.
         since: Epoch,
     },
-    /// The broker restarted meanwhile and does not know whom it waits for: nobody's lease outlasts
-    /// the grace.
-    AfterRestart,
+    /// It waits until then: the broker forgot in a restart whom it waits for, and by then nobody's
+    /// lease can run on.
+    At(Timestamp),
 }
 
 /// A team on its way from one node to another.

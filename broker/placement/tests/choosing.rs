@@ -1,0 +1,421 @@
+//! Stories about which node takes a team.
+
+mod world;
+
+use usher_placement::{Answer, Ask, Refusal, Settings};
+use usher_shared::link::{Capacity, Health};
+use usher_shared::quantity::{Millicores, Weight};
+use usher_shared::rest::{Cause, Gate, Pin, PinStrength, TeamPut};
+use world::*;
+
+#[test]
+fn three_hundred_teams_spread_evenly_over_three_idle_nodes() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.add(name);
+    }
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+        world.advance(7);
+    }
+    for (name, teams) in world.spread() {
+        assert!((97..=103).contains(&teams), "{name} has {teams}");
+    }
+    world.check();
+}
+
+#[test]
+fn a_busy_node_gets_few_of_the_next_teams_and_why_says_so() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.add(name);
+    }
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    world.nodes.get_mut(&node("a")).unwrap().cpu = 1_000;
+    world.advance(2_000);
+    for serial in 300..600 {
+        world.place(&format!("t{serial}"));
+        world.advance(5);
+    }
+    let spread = world.spread();
+    assert!(
+        spread["a"] - 100 < 60,
+        "the busy node got {} more",
+        spread["a"] - 100
+    );
+    let why = world.core.why(&team("t599"), world.now).unwrap();
+    let decision = &why.decisions[0];
+    assert_eq!(decision.cause, Cause::Connect);
+    assert_eq!(decision.best.len(), 3);
+    let busy = decision
+        .best
+        .iter()
+        .find(|score| score.node == node("a"))
+        .unwrap();
+    assert!(busy.cpu_ppm > 200_000, "the CPU part of {busy:?} tells why");
+    assert!(decision.best[0].busy_ppm <= busy.busy_ppm);
+}
+
+#[test]
+fn a_team_stays_where_it_is_however_busy_its_node_becomes() {
+    let mut world = World::new();
+    world.add("a");
+    let first = world.place("t");
+    world.add("b");
+    world.nodes.get_mut(&node("a")).unwrap().cpu = 1_900;
+    world.advance(30_000);
+    assert_eq!(world.place("t"), first);
+}
+
+#[test]
+fn many_teams_at_once_do_not_herd_onto_the_node_that_looked_idle() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    world.nodes.get_mut(&node("a")).unwrap().cpu = 200;
+    world.advance(1_000);
+    // No report comes between these: only what was placed can tell.
+    for serial in 0..100 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    assert!(spread["a"] >= 30 && spread["b"] >= spread["a"], "{spread:?}");
+}
+
+#[test]
+fn a_node_with_twice_the_weight_takes_twice_the_teams() {
+    let mut world = World::new();
+    world.add_with("big", |hello| hello.weight = Weight::new(200).unwrap());
+    world.add("small");
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    assert!((195..=205).contains(&spread["big"]), "{spread:?}");
+}
+
+#[test]
+fn heavy_teams_count_for_what_they_weigh() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    let heavy = TeamPut {
+        weight: Weight::new(50),
+        ..TeamPut::default()
+    };
+    world.put("heavy", heavy).unwrap();
+    for serial in 0..50 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    let owner = world.owner("heavy").unwrap();
+    assert!(
+        spread[&owner] <= 3,
+        "beside the heavy team there is hardly another: {spread:?}"
+    );
+}
+
+#[test]
+fn every_gate_keeps_a_node_out_and_is_named() {
+    let mut world = World::new();
+    world.add("good");
+    world.add("cordoned");
+    world
+        .ask(Ask::Cordon {
+            node: node("cordoned"),
+        })
+        .unwrap();
+    world.add_with("full", |hello| {
+        hello.capacity = Capacity {
+            teams: 0,
+            connections: 10,
+        }
+    });
+    world.add_with("crowded", |hello| {
+        hello.capacity = Capacity {
+            teams: 10,
+            connections: 0,
+        }
+    });
+    world.add("clock");
+    world.nodes.get_mut(&node("clock")).unwrap().wall_skew_ms = 5_001;
+    world.add("descriptors");
+    world
+        .nodes
+        .get_mut(&node("descriptors"))
+        .unwrap()
+        .descriptors_left = 10;
+    world.add("silent");
+    world.nodes.get_mut(&node("silent")).unwrap().beats = false;
+    world.advance(3_000);
+    world.place("t");
+    let why = world.core.why(&team("t"), world.now).unwrap();
+    let decision = &why.decisions[0];
+    assert_eq!(decision.node, Some(node("good")));
+    let gates: Vec<(String, Gate)> = decision
+        .gated_nodes
+        .iter()
+        .map(|(node, gate)| (node.to_string(), *gate))
+        .collect();
+    let expected = [
+        ("clock", Gate::Clock),
+        ("cordoned", Gate::Cordoned),
+        ("crowded", Gate::FullConnections),
+        ("descriptors", Gate::Descriptors),
+        ("full", Gate::FullTeams),
+        ("silent", Gate::Silent),
+    ];
+    assert_eq!(gates, expected.map(|(node, gate)| (node.to_owned(), gate)));
+}
+
+#[test]
+fn when_every_node_is_gated_the_answer_is_a_refusal_that_says_why() {
+    let mut world = World::new();
+    let nobody = world.try_connect("t").unwrap_err();
+    assert_eq!(nobody.code(), "no_node");
+    assert!(nobody.to_string().contains("there are no nodes"), "{nobody}");
+    world.add("a");
+    world.ask(Ask::Cordon { node: node("a") }).unwrap();
+    let cordoned = world.try_connect("t").unwrap_err();
+    assert!(
+        cordoned.to_string().contains("of 1 nodes: 1 cordoned"),
+        "{cordoned}"
+    );
+    assert!(cordoned.retry_ms().is_some());
+    assert_eq!(
+        world.core.team(&team("t"), world.now),
+        None,
+        "a refused team leaves no trace"
+    );
+}
+
+#[test]
+fn a_node_above_the_ceiling_or_under_pressure_is_the_last_resort() {
+    let mut world = World::new();
+    world.add("hot");
+    world.add("pressed");
+    world.add("loaded");
+    for serial in 0..200 {
+        let put = TeamPut {
+            pin: Some(pin("loaded", PinStrength::Soft)),
+            ..TeamPut::default()
+        };
+        world.put(&format!("l{serial}"), put).unwrap();
+    }
+    world.nodes.get_mut(&node("hot")).unwrap().cpu = 1_900;
+    world.nodes.get_mut(&node("pressed")).unwrap().health = Health::Pressure;
+    world.advance(2_000);
+    assert_eq!(world.place("t"), "loaded");
+    world.ask(Ask::Cordon { node: node("loaded") }).unwrap();
+    assert_eq!(world.place("u"), "pressed");
+    let why = world.core.why(&team("u"), world.now).unwrap();
+    assert_eq!(why.decisions[0].best[0].last_resort, Some(Gate::Pressure));
+}
+
+fn pin(name: &str, strength: PinStrength) -> Pin {
+    Pin {
+        node: node(name),
+        seconds: 60,
+        strength,
+    }
+}
+
+#[test]
+fn a_soft_pin_is_a_wish_and_a_hard_one_an_order() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    let soft = TeamPut {
+        pin: Some(pin("b", PinStrength::Soft)),
+        ..TeamPut::default()
+    };
+    let hard = TeamPut {
+        pin: Some(pin("b", PinStrength::Hard)),
+        ..TeamPut::default()
+    };
+    world.put("soft", soft.clone()).unwrap();
+    world.put("hard", hard).unwrap();
+    assert_eq!(world.owner("soft").as_deref(), Some("b"));
+    assert_eq!(world.owner("hard").as_deref(), Some("b"));
+    let refused = world
+        .ask(Ask::Drain {
+            node: node("b"),
+            post: Default::default(),
+        })
+        .unwrap_err();
+    assert_eq!(refused.code(), "pinned_here");
+    world.kill_with_witness("b");
+    assert_eq!(world.owner("soft").as_deref(), Some("a"));
+    assert_eq!(world.owner("hard"), None);
+    assert_eq!(world.try_connect("hard").unwrap_err().code(), "pinned");
+    world.advance(61_000);
+    assert_eq!(world.place("hard"), "a", "a pin ends with its time");
+    world.check();
+}
+
+#[test]
+fn region_and_labels_narrow_the_candidates() {
+    let mut world = World::new();
+    world.add_with("eu", |hello| hello.region = Some("eu".parse().unwrap()));
+    world.add_with("us", |hello| {
+        hello.region = Some("us".parse().unwrap());
+        hello
+            .labels
+            .insert("gpu".parse().unwrap(), "yes".parse().unwrap());
+    });
+    let region = TeamPut {
+        region: Some("eu".parse().unwrap()),
+        ..TeamPut::default()
+    };
+    let mut labels = TeamPut::default();
+    labels
+        .labels
+        .insert("gpu".parse().unwrap(), "yes".parse().unwrap());
+    for serial in 0..5 {
+        world.put(&format!("r{serial}"), region.clone()).unwrap();
+        world.put(&format!("l{serial}"), labels.clone()).unwrap();
+    }
+    assert_eq!(world.spread()["eu"], 5);
+    let nowhere = TeamPut {
+        region: Some("mars".parse().unwrap()),
+        ..TeamPut::default()
+    };
+    let refused = world.put("m", nowhere).unwrap_err();
+    assert!(refused.to_string().contains("2 in another region"), "{refused}");
+}
+
+#[test]
+fn a_put_that_changes_the_wishes_moves_the_team() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    let owner = world.place("t");
+    let other = if owner == "a" { "b" } else { "a" };
+    let before = world.epoch("t");
+    let put = TeamPut {
+        pin: Some(pin(other, PinStrength::Soft)),
+        ..TeamPut::default()
+    };
+    world.put("t", put).unwrap();
+    assert_eq!(world.owner("t").as_deref(), Some(other));
+    assert!(world.epoch("t") > before);
+    world.check();
+}
+
+#[test]
+fn putting_twice_is_putting_once() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    let first = world.put("t", TeamPut::default()).unwrap();
+    let second = world.put("t", TeamPut::default()).unwrap();
+    let (
+        Answer::Assigned {
+            route: one,
+            created: true,
+            ..
+        },
+        Answer::Assigned {
+            route: two,
+            created: false,
+            ..
+        },
+    ) = (first, second)
+    else {
+        panic!("first created, then found")
+    };
+    assert_eq!(one, two);
+}
+
+#[test]
+fn a_new_node_takes_at_most_twice_its_share_at_first() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.add(name);
+    }
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    world.advance(61_000);
+    world.add("new");
+    for serial in 300..400 {
+        world.place(&format!("t{serial}"));
+    }
+    let new = world.spread()["new"];
+    assert!(
+        (45..=55).contains(&new),
+        "half of the placements at four nodes, not all: {new}"
+    );
+}
+
+#[test]
+fn while_versions_are_mixed_the_newer_one_is_preferred() {
+    let mut world = World::new();
+    world.add("old");
+    world.add_with("new", |hello| hello.version = "1.1.0".to_owned());
+    for serial in 0..10 {
+        assert_eq!(world.place(&format!("t{serial}")), "new");
+    }
+    world.nodes.get_mut(&node("new")).unwrap().cpu = 1_900;
+    world.advance(1_100);
+    assert_eq!(world.place("u"), "old", "not beyond the ceiling");
+}
+
+#[test]
+fn teams_have_a_bound() {
+    let mut world = World::with(Settings {
+        max_teams: 2,
+        ..Settings::default()
+    });
+    world.add("a");
+    world.place("t1");
+    world.place("t2");
+    assert_eq!(world.try_connect("t3"), Err(Refusal::TooManyTeams { max: 2 }));
+    world.ask(Ask::Delete { team: team("t1") }).unwrap();
+    world.place("t3");
+    assert!(
+        !world.nodes[&node("a")].held.contains_key(&team("t1")),
+        "the node dropped the forgotten team"
+    );
+}
+
+#[test]
+fn a_client_that_may_not_create_is_told_that_the_team_is_unknown() {
+    let mut world = World::new();
+    world.add("a");
+    let ask = Ask::Connect {
+        team: team("t"),
+        may_create: false,
+        region: None,
+        knock: None,
+    };
+    assert_eq!(world.ask(ask), Err(Refusal::UnknownTeam(team("t"))));
+}
+
+#[test]
+fn expected_cpu_is_at_most_half_of_the_score() {
+    let mut world = World::with(Settings {
+        cost_min_weights: 1,
+        ..Settings::default()
+    });
+    world.add("a");
+    world.add("b");
+    for serial in 0..10 {
+        world.place(&format!("t{serial}"));
+    }
+    // Each team seems to cost 50 millicores, the cap.
+    world.nodes.get_mut(&node("a")).unwrap().cpu = 1_000;
+    world.nodes.get_mut(&node("b")).unwrap().cpu = 1_000;
+    world.advance(2_100);
+    for serial in 10..60 {
+        world.place(&format!("t{serial}"));
+    }
+    for view in world.core.nodes(world.now) {
+        let share = u64::from(view.score.cpu_pending.get()) * 500_000 / 2_000;
+        let known = view.score.teams_ppm + 500_000 * u64::from(view.cpu_average.get()) / 2_000;
+        assert!(view.score.cpu_pending > Millicores::default());
+        assert!(view.score.busy_ppm <= known + share.min(known), "{view:?}");
+    }
+}
