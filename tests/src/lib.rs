@@ -1,1 +1,3 @@
-//! Stub.
+//! What the tests of the whole share.
+
+pub mod simulator;

@@ -1,5 +1,7 @@
 //! Stories about which node takes a team.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
 use usher_placement::{Answer, Ask, Refusal, Settings};

@@ -1,5 +1,7 @@
 //! Stories about nodes that are emptied.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
 use usher_placement::{Ask, Event, Notice, Settings};

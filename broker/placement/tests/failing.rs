@@ -1,5 +1,7 @@
 //! Stories about nodes that die, fall silent, come back, and brokers that restart.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
 use usher_placement::{Answer, Ask, Event, Knock, Notice, ProbeOutcome, Settings};

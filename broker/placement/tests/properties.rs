@@ -1,5 +1,7 @@
 //! Properties: choosing against a slow and obvious model, and what must hold after any story.
 
+#![allow(clippy::unwrap_used)]
+
 mod world;
 
 use proptest::prelude::*;

@@ -1,6 +1,7 @@
 //! A core with obedient nodes around it, on a clock that only the test moves.
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on should stop
 
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{
