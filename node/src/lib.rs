@@ -1,8 +1,38 @@
-//! An Usher node: holds the WebSockets of its teams.
+//! An Usher node: holds the WebSockets of its teams, relays, reports its load, obeys drains.
+//!
+//! The decisions are pure and have a module each: [`lease`], [`authority`], [`holdings`],
+//! [`admission`], [`pacing`] and the moving average in [`load`]. They are given values and a
+//! [`Timestamp`](usher_shared::quantity::Timestamp) and return what is to be done. Around them
+//! `floor` holds the state behind one lock, `orders` carries out what the broker says, `doors` and
+//! `connection` serve clients, `link` talks to the broker, and [`parent`] starts the whole again
+//! when it dies.
 
+pub mod admission;
+pub mod authority;
+mod brokers;
 mod config;
+mod connection;
+mod doors;
+mod figures;
+mod floor;
+mod handshake;
+pub mod holdings;
+pub mod lease;
+mod link;
+pub mod load;
+mod orders;
+mod outbox;
+mod outgoing;
+pub mod pacing;
+pub mod parent;
+mod post;
+mod roster;
+mod send_back;
+mod server;
 
+pub use brokers::{BrokerAddress, BrokerAddressError};
 pub use config::{Config, Relay};
+pub use server::{Node, run};
 
 /// Why a node could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -10,13 +40,35 @@ pub enum NodeError {
     /// A listener could not be opened.
     #[error(transparent)]
     Bind(#[from] usher_listen::accept::BindError),
-}
-
-/// Runs a node until it is told to stop (SIGTERM or SIGINT) and has been emptied or its budget is over.
-///
-/// # Errors
-/// [`NodeError`] with the remedy.
-pub async fn run(config: Config) -> Result<(), NodeError> {
-    let _ = config;
-    Ok(())
+    /// A broker's address cannot be used.
+    #[error(transparent)]
+    Broker(#[from] BrokerAddressError),
+    /// No broker was named.
+    #[error("a node needs a broker: name one with --broker ws://host:7402")]
+    NoBroker,
+    /// The node's URL cannot be made from its listener.
+    #[error(
+        "a node that listens on {address} needs the URL by which clients reach it: set --url, as in ws://host:port/teams/{{team}}"
+    )]
+    UrlNeeded {
+        /// Where it listens.
+        address: std::net::SocketAddr,
+    },
+    /// The address that the broker probes cannot be made from the listener.
+    #[error(
+        "a node that listens on {address} needs the address at which its broker reaches it: set --probe host:port"
+    )]
+    ProbeNeeded {
+        /// Where it listens.
+        address: std::net::SocketAddr,
+    },
+    /// A listener has no address.
+    #[error("the address of a listener cannot be read")]
+    Address(#[source] std::io::Error),
+    /// Signals cannot be received.
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+    /// Another recorder of metrics is in place.
+    #[error("metrics cannot be recorded: another recorder was installed first")]
+    Telemetry(#[source] metrics_exporter_prometheus::BuildError),
 }

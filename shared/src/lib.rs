@@ -16,3 +16,4 @@ pub mod rest;
 pub mod secret;
 pub mod template;
 pub mod ticket;
+pub mod way;

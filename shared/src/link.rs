@@ -37,9 +37,11 @@ pub enum ToBroker {
     Heartbeat(Box<Heartbeat>),
     /// The node has made room for a team that was assigned as prepared.
     Prepared(TeamEpoch),
-    /// Exclusive effects for a team that is being taken away have stopped.
+    /// Exclusive effects for a team that is being taken away have stopped: the answer to each move
+    /// of a [`Drain`], with the move's epoch, also when nothing was held.
     Yielded(TeamEpoch),
-    /// No connection of a team that was taken away is left.
+    /// No connection of a team that was taken away is left, and no effects: after a [`Drain`] with
+    /// the move's epoch, after a [`Revoke`] with its epoch, also when nothing was held.
     Released(TeamEpoch),
     /// Connections of lately moved teams that came in.
     Arrived(Arrivals),

@@ -134,9 +134,9 @@ proptest! {
         teams in 0..60_usize,
     ) {
         let mut world = World::new();
-        for serial in 0..names {
+        for (serial, cpu) in cpus.iter().enumerate().take(names) {
             world.add(&format!("n{serial}"));
-            world.nodes.get_mut(&node(&format!("n{serial}"))).unwrap().cpu = cpus[serial];
+            world.nodes.get_mut(&node(&format!("n{serial}"))).unwrap().cpu = *cpu;
         }
         world.advance(1_500);
         for serial in 0..teams {

@@ -1,7 +1,7 @@
 //! The recorder behind `/metrics`.
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Bounds for durations in seconds, from a quarter of a millisecond to half a minute: redirects
@@ -15,6 +15,8 @@ const SECONDS: [f64; 17] = [
 const UPKEEP: Duration = Duration::from_secs(5);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+/// Held during an installation, so that two at once get the same recorder.
+static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// The process's metrics.
 #[derive(Clone)]
@@ -29,6 +31,7 @@ impl Telemetry {
     /// # Errors
     /// When another recorder was installed first.
     pub fn install() -> Result<Self, BuildError> {
+        let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
         let recorder = match HANDLE.get() {
             Some(handle) => handle.clone(),
             None => {

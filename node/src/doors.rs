@@ -1,0 +1,275 @@
+//! The routes of both listeners.
+
+use http::header::{ALLOW, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::{HeaderValue, Method, Request, StatusCode};
+use hyper::body::Incoming;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use usher_listen::answer::{Answer, metrics, problem, text};
+use usher_listen::telemetry::Telemetry;
+use usher_shared::frame::{CloseCode, CloseReason, Control};
+use usher_shared::id::TeamId;
+use usher_shared::rest::Problem;
+use usher_shared::way::{LocationForm, Way, parameter};
+
+use crate::admission::Refusal;
+use crate::connection::{say_and_close, socket_config, spawn};
+use crate::floor::{Floor, Turned, jitter};
+use crate::handshake::{NoOffer, Offer, offer, wants, websocket};
+use crate::outbox::Goodbye;
+use crate::post::{Done, post};
+use crate::send_back::{Target, redirect, stale, way};
+
+/// Sockets that are told in band where to go, at once; each lives up to 5 s.
+const TELLING: usize = 1_024;
+/// When a client that found the node full, or without a broker, may come back.
+const RETRY_MS: u64 = 2_000;
+
+/// The routes of the clients' listener.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    floor: Arc<Floor>,
+    done: Arc<Done>,
+    telling: Arc<Semaphore>,
+}
+
+impl Doors {
+    pub(crate) fn new(floor: Arc<Floor>) -> Self {
+        Self {
+            floor,
+            done: Arc::default(),
+            telling: Arc::new(Semaphore::new(TELLING)),
+        }
+    }
+
+    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        if let Some(answer) = health(&self.floor, &request) {
+            return answer;
+        }
+        let Some(rest) = path.strip_prefix("/teams/") else {
+            return not_found();
+        };
+        let (team, what) = match rest.split_once('/') {
+            None => (rest, None),
+            Some((team, what)) => (team, Some(what)),
+        };
+        if !matches!(what, None | Some("messages")) {
+            return not_found();
+        }
+        let team: TeamId = match team.parse() {
+            Ok(team) => team,
+            Err(error) => return problem(&Problem::new(400, "bad_team", error_text(&error))),
+        };
+        match (what, request.method()) {
+            (None, &Method::GET) => self.connect(team, request).await,
+            (Some(_), &Method::POST) => self.post(team, request).await,
+            (None, _) => not_allowed("GET"),
+            (Some(_), _) => not_allowed("POST"),
+        }
+    }
+
+    async fn post(&self, team: TeamId, request: Request<Incoming>) -> Answer {
+        let ticket = parameter(request.uri().query().unwrap_or_default(), "ticket");
+        let knock = match self.floor.verify(&team, ticket) {
+            Ok(knock) => knock,
+            Err(refusal) => {
+                self.floor.figures.refused(refusal);
+                let detail = "a post needs the ticket that the broker's 307 carries; post to the broker";
+                return problem(&Problem::new(403, "bad_ticket", detail));
+            }
+        };
+        let (parts, body) = request.into_parts();
+        post(&self.floor, &self.done, &knock, &parts.headers, body).await
+    }
+
+    async fn connect(&self, team: TeamId, mut request: Request<Incoming>) -> Answer {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let handshake = offer(request.method(), request.version(), request.headers());
+        match handshake {
+            Err(NoOffer::Version) => return wrong_version(),
+            Err(NoOffer::Key) => {
+                let detail = "Sec-WebSocket-Key must be 16 bytes in base64";
+                return problem(&Problem::new(400, "bad_handshake", detail));
+            }
+            _ => {}
+        }
+        let knock = match self.floor.verify(&team, parameter(&query, "ticket")) {
+            Ok(knock) => knock,
+            Err(refusal) => return self.send_back(refusal, &team, &query, handshake.ok(), request),
+        };
+        let Ok(accepted) = handshake else {
+            return upgrade_required();
+        };
+        let speaks = accepted.speaks(parameter(&query, "usher"));
+        // Boxed: hyper keeps a service's future for as long as the connection is in HTTP.
+        let seat = match Box::pin(self.floor.enter(&knock, speaks)).await {
+            Ok(seat) => seat,
+            Err(Turned::Back(refusal)) => {
+                return self.send_back(refusal, &team, &query, Some(accepted), request);
+            }
+            Err(Turned::Full) => return self.full(&query, accepted, request),
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        let config = socket_config(self.floor.config.message_bytes);
+        // The connection gets a task of its own after the upgrade, so that its task is no larger
+        // than it needs to be. If the upgrade fails, the seat is given up.
+        tokio::spawn(async move {
+            if let Some(socket) = websocket(upgrade, config).await {
+                spawn(socket, seat);
+            }
+        });
+        accepted.answer()
+    }
+
+    fn send_back(
+        &self,
+        refusal: Refusal,
+        team: &TeamId,
+        query: &str,
+        handshake: Option<Offer>,
+        request: Request<Incoming>,
+    ) -> Answer {
+        self.floor.figures.refused(refusal);
+        let way = way(request.headers(), wants(request.headers()), query);
+        let broker = self.floor.state.lock().broker.clone();
+        let target = broker.and_then(|broker| Target::connect(&broker.public_url, team, query));
+        let retry_ms = RETRY_MS + jitter(RETRY_MS);
+        match (target, way, handshake) {
+            (Some(target), Way::Json, _) => stale(refusal, &target.url(LocationForm::Http)),
+            (Some(target), Way::InBand, Some(offer)) => {
+                let url = target.url(LocationForm::Ws);
+                let frame = Control::Redirect { url: url.clone() };
+                let reason = CloseReason {
+                    retry_ms: None,
+                    code: None,
+                    url: Some(url),
+                };
+                let goodbye = Goodbye::new(CloseCode::Redirect, &reason);
+                self.tell(offer, request, Some(frame.to_text()), goodbye)
+            }
+            (Some(target), Way::Redirect(form), _) => redirect(StatusCode::FOUND, &target.url(form)),
+            (Some(target), Way::InBand, None) => redirect(StatusCode::FOUND, &target.url(LocationForm::Ws)),
+            (None, Way::InBand, Some(offer)) => {
+                let goodbye = Goodbye::retry(CloseCode::TryAgain, "no_broker", retry_ms);
+                self.tell(offer, request, None, goodbye)
+            }
+            (None, _, _) => {
+                let detail = "this node has not met its broker yet; come back later";
+                problem(&Problem::new(503, "no_broker", detail).retry_after(retry_ms))
+            }
+        }
+    }
+
+    fn full(&self, query: &str, offer: Offer, request: Request<Incoming>) -> Answer {
+        let retry_ms = RETRY_MS + jitter(RETRY_MS);
+        if way(request.headers(), wants(request.headers()), query) == Way::InBand {
+            let goodbye = Goodbye::retry(CloseCode::TryAgain, "node_full", retry_ms);
+            return self.tell(offer, request, None, goodbye);
+        }
+        node_full(retry_ms)
+    }
+
+    /// Accepts a socket only to say something on it: a client that follows no redirect and reads no
+    /// status has no other ear.
+    fn tell(
+        &self,
+        offer: Offer,
+        mut request: Request<Incoming>,
+        frame: Option<String>,
+        goodbye: Goodbye,
+    ) -> Answer {
+        let Ok(permit) = Arc::clone(&self.telling).try_acquire_owned() else {
+            return node_full(RETRY_MS + jitter(RETRY_MS));
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        let config = socket_config(self.floor.config.message_bytes);
+        self.floor.figures.closed(goodbye.code);
+        tokio::spawn(async move {
+            if let Some(socket) = websocket(upgrade, config).await {
+                say_and_close(socket, frame, goodbye).await;
+            }
+            drop(permit);
+        });
+        offer.answer()
+    }
+}
+
+/// The routes of the admin listener.
+pub(crate) fn admin(floor: &Floor, telemetry: &Telemetry, request: &Request<Incoming>) -> Answer {
+    if let Some(answer) = health(floor, request) {
+        return answer;
+    }
+    match (request.uri().path(), request.method()) {
+        ("/metrics", &Method::GET) => {
+            floor.refresh_figures();
+            metrics(telemetry.render())
+        }
+        ("/metrics", _) => not_allowed("GET"),
+        _ => not_found(),
+    }
+}
+
+fn health(floor: &Floor, request: &Request<Incoming>) -> Option<Answer> {
+    match request.uri().path() {
+        "/healthz" => Some(text(StatusCode::OK, "ok\n")),
+        "/readyz" if floor.is_ready() => Some(text(StatusCode::OK, "ready\n")),
+        "/readyz" => {
+            let detail = if floor.is_stopping() {
+                "the node is stopping"
+            } else {
+                "the broker has not acknowledged this node's inventory; check --broker and the broker's log"
+            };
+            Some(problem(
+                &Problem::new(503, "not_ready", detail).retry_after(1_000),
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn not_found() -> Answer {
+    problem(&Problem::new(404, "not_found", "there is nothing at this path"))
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = problem(&Problem::new(
+        405,
+        "method_not_allowed",
+        format!("only {allowed} is answered here"),
+    ));
+    answer
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn node_full(retry_ms: u64) -> Answer {
+    let detail = "this node holds as many connections as it may; come back through the broker";
+    problem(&Problem::new(503, "node_full", detail).retry_after(retry_ms))
+}
+
+fn upgrade_required() -> Answer {
+    let detail = "this URL is a WebSocket; connect with a WebSocket client";
+    let mut answer = problem(&Problem::new(426, "upgrade_required", detail));
+    answer
+        .headers_mut()
+        .insert(UPGRADE, HeaderValue::from_static("websocket"));
+    answer
+}
+
+fn wrong_version() -> Answer {
+    let mut answer = problem(&Problem::new(
+        426,
+        "websocket_version",
+        "only version 13 (RFC 6455) is spoken here",
+    ));
+    let headers = answer.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    answer
+}
+
+fn error_text(error: &impl std::fmt::Display) -> String {
+    error.to_string()
+}

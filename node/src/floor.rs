@@ -1,0 +1,378 @@
+//! What the node's tasks share: the decisions' state behind one lock, and the way in and out of it
+//! for clients.
+//!
+//! The lock is taken when a client comes or goes and when the broker commands, never for a frame.
+//! Locks are taken in the order state, roster, outbox.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+use usher_shared::clock::{boottime, wall_ms};
+use usher_shared::frame::{CloseCode, Control};
+use usher_shared::id::{ConnectionId, TeamId};
+use usher_shared::link::{Arrival, Departure, EndedBy, TicketKey};
+use usher_shared::quantity::Timestamp;
+use usher_shared::ticket::{self, Age, Claims, Scope};
+
+use crate::admission::{Contact, Here, Refusal, Shown, SpentTickets, Verdict, decide};
+use crate::authority::Authority;
+use crate::config::Config;
+use crate::figures::Figures;
+use crate::holdings::{Holdings, Opened, Tenure};
+use crate::lease::{Lease, Standing};
+use crate::load::Reading;
+use crate::outbox::{Goodbye, Outbox, Speaks};
+use crate::outgoing::Outgoing;
+use crate::pacing::Pacer;
+use crate::roster::Roster;
+
+/// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
+const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
+/// Descriptors kept free for listeners, the link, requests and files.
+const SPARE_DESCRIPTORS: u32 = 128;
+
+/// What the node's tasks share.
+pub(crate) struct Floor {
+    pub(crate) config: Config,
+    pub(crate) figures: Figures,
+    pub(crate) clock: CoarseClock,
+    /// The latest sample of CPU, memory and descriptors.
+    pub(crate) load: Mutex<Reading>,
+    /// Rung when a slot was planned.
+    pub(crate) planned: Notify,
+    /// Rung when something is to be said to the broker.
+    pub(crate) outgoing: Notify,
+    /// Rung when a connection or a team has gone.
+    pub(crate) gone: Notify,
+    /// When the node will be gone, once it was asked to stop.
+    pub(crate) stopping: watch::Sender<Option<Instant>>,
+    pub(crate) state: Mutex<State>,
+}
+
+/// What the one lock guards.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) authority: Authority,
+    pub(crate) lease: Lease,
+    pub(crate) link: Link,
+    /// What the last welcome said; outlives the link.
+    pub(crate) broker: Option<Arc<Broker>>,
+    pub(crate) holdings: Holdings,
+    pub(crate) pacer: Pacer,
+    pub(crate) outgoing: Outgoing,
+    /// By team, while it has connections.
+    pub(crate) rosters: HashMap<TeamId, Arc<Roster>>,
+    pub(crate) connections: u32,
+    spent: SpentTickets,
+    serial: u64,
+    /// Clients that wait for a team to be assigned here.
+    waiting: HashMap<TeamId, Vec<oneshot::Sender<()>>>,
+}
+
+/// How the link to the broker is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Link {
+    #[default]
+    Down,
+    /// Welcome, but the broker has not acknowledged the inventory yet.
+    Welcome,
+    /// A heartbeat of this link was answered.
+    Up,
+}
+
+/// What the node knows of its broker.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    /// `http://host:port`, without a path.
+    pub(crate) public_url: String,
+    pub(crate) keys: Vec<TicketKey>,
+    pub(crate) forget_ms: u64,
+}
+
+/// Milliseconds since the start, as of the last tick: frames need no better clock.
+#[derive(Debug, Default)]
+pub(crate) struct CoarseClock(AtomicU32);
+
+impl CoarseClock {
+    pub(crate) fn now(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set(&self, now: u32) {
+        self.0.store(now, Ordering::Relaxed);
+    }
+}
+
+/// A genuine ticket at the door.
+pub(crate) struct Knock {
+    pub(crate) team: TeamId,
+    pub(crate) claims: Claims,
+    pub(crate) age: Age,
+}
+
+/// Why a client with a good ticket does not come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turned {
+    /// Back to the broker.
+    Back(Refusal),
+    /// The node is full.
+    Full,
+}
+
+/// The place of one connection; giving it up tells everybody who must know.
+pub(crate) struct Seat {
+    pub(crate) floor: Arc<Floor>,
+    pub(crate) roster: Arc<Roster>,
+    pub(crate) outbox: Arc<Outbox>,
+}
+
+impl Floor {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            config,
+            figures: Figures::new(),
+            clock: CoarseClock::default(),
+            load: Mutex::new(Reading::default()),
+            planned: Notify::new(),
+            outgoing: Notify::new(),
+            gone: Notify::new(),
+            stopping: watch::Sender::new(None),
+            state: Mutex::new(State::default()),
+        }
+    }
+
+    /// Checks a ticket's signature against the keys of the last welcome.
+    pub(crate) fn verify(&self, team: &TeamId, text: Option<&str>) -> Result<Knock, Refusal> {
+        let text = text.filter(|text| !text.is_empty()).ok_or(Refusal::Missing)?;
+        let broker = self.state.lock().broker.clone();
+        let broker = broker.ok_or(Refusal::NotGenuine)?;
+        let key = |kid: &str| {
+            let found = broker.keys.iter().find(|key| key.kid == kid);
+            found.map(|found| &found.key)
+        };
+        match ticket::verify(text, wall_ms() / 1000, key) {
+            Ok((claims, age)) => Ok(Knock {
+                team: team.clone(),
+                claims,
+                age,
+            }),
+            Err(_) => Err(Refusal::NotGenuine),
+        }
+    }
+
+    /// Takes a seat for a client, waiting a little if the broker's `assign` may be on its way.
+    pub(crate) async fn enter(self: &Arc<Self>, knock: &Knock, speaks: Speaks) -> Result<Seat, Turned> {
+        self.pass(knock, Scope::Connect, |state| self.sit(state, knock, speaks))
+            .await
+            .map_err(Turned::Back)?
+            .ok_or(Turned::Full)
+    }
+
+    /// The connections of a team, for a message posted to it; `None` when it has none.
+    pub(crate) async fn address(&self, knock: &Knock) -> Result<Option<Arc<Roster>>, Refusal> {
+        self.pass(knock, Scope::Post, |state| {
+            state.rosters.get(&knock.team).cloned()
+        })
+        .await
+    }
+
+    /// Decides, and acts on an admission under the same lock, so that nothing comes between.
+    async fn pass<R>(
+        &self,
+        knock: &Knock,
+        purpose: Scope,
+        act: impl FnOnce(&mut State) -> R,
+    ) -> Result<R, Refusal> {
+        let deadline = Instant::now() + WAIT_FOR_ASSIGN;
+        loop {
+            let assigned = {
+                let mut state = self.state.lock();
+                match self.judge(&state, knock, purpose) {
+                    Verdict::Admit => return Ok(act(&mut state)),
+                    Verdict::SendBack(refusal) => return Err(refusal),
+                    Verdict::Wait => state.wait_for(&knock.team),
+                }
+            };
+            match tokio::time::timeout_at(deadline, assigned).await {
+                Ok(_) => {}
+                Err(_) => return Err(Refusal::NotYetHere),
+            }
+        }
+    }
+
+    fn judge(&self, state: &State, knock: &Knock, purpose: Scope) -> Verdict {
+        let shown = Shown {
+            claims: &knock.claims,
+            age: knock.age,
+            team: &knock.team,
+            purpose,
+        };
+        let here = Here {
+            node: &self.config.node,
+            incarnation: self.config.incarnation,
+            contact: state.contact(boottime()),
+            tenure: state.holdings.tenure(&knock.team),
+        };
+        decide(shown, here)
+    }
+
+    fn sit(self: &Arc<Self>, state: &mut State, knock: &Knock, speaks: Speaks) -> Option<Seat> {
+        let now = boottime();
+        let fds = self.load.lock().fds;
+        let descriptors_left = fds.limit == 0 || state.connections + SPARE_DESCRIPTORS < fds.limit;
+        if state.connections >= self.config.capacity.connections || !descriptors_left {
+            return None;
+        }
+        state.serial += 1;
+        let id = ConnectionId::new(self.config.incarnation, state.serial);
+        let outbox = Arc::new(Outbox::new(id, speaks, self.clock.now()));
+        let team = &knock.team;
+        if speaks == Speaks::Usher {
+            let Tenure::Held(epoch) = state.holdings.tenure(team) else {
+                return None;
+            };
+            let welcome = Control::Welcome {
+                team: team.clone(),
+                epoch,
+                node: self.config.node.clone(),
+                connection: id,
+                resume: None,
+                ping_s: u32::try_from(self.config.ping.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
+            };
+            let welcome = Message::text(welcome.to_text());
+            outbox.push(welcome, usize::MAX, self.clock.now());
+        }
+        let roster = Arc::clone(
+            state
+                .rosters
+                .entry(team.clone())
+                .or_insert_with(|| Arc::new(Roster::new(team.clone()))),
+        );
+        roster.join(Arc::clone(&outbox));
+        state.connections += 1;
+        self.figures.connections.set(state.connections);
+        if state.holdings.opened(team, now) == Opened::Reported {
+            self.report_arrival(state, knock, id);
+        }
+        if let Some(replaced) = state.spent.spend(&knock.claims.jti, id, now)
+            && let Some(replaced) = roster.member(replaced)
+        {
+            let goodbye = Goodbye::retry(CloseCode::Elsewhere, "replaced", jitter(1_000));
+            replaced.close(goodbye, self.clock.now(), EndedBy::Client);
+        }
+        Some(Seat {
+            floor: Arc::clone(self),
+            roster,
+            outbox,
+        })
+    }
+
+    fn report_arrival(&self, state: &mut State, knock: &Knock, connection: ConnectionId) {
+        let dropped = state.outgoing.arrived(Arrival {
+            team: knock.team.clone(),
+            epoch: knock.claims.epoch,
+            connection,
+            from: knock.claims.from,
+        });
+        self.figures.reports_dropped.increment(dropped);
+        self.outgoing.notify_one();
+    }
+
+    fn rise(&self, roster: &Roster, outbox: &Outbox) {
+        let mut state = self.state.lock();
+        if roster.leave(outbox.id) {
+            state.rosters.remove(&roster.team);
+        }
+        state.connections = state.connections.saturating_sub(1);
+        self.figures.connections.set(state.connections);
+        let closed = state.holdings.closed(&roster.team, boottime());
+        if let Some(epoch) = closed.departed {
+            let dropped = state.outgoing.left(Departure {
+                team: roster.team.clone(),
+                epoch,
+                connection: outbox.id,
+                by: outbox.ended_by(),
+            });
+            self.figures.reports_dropped.increment(dropped);
+            self.outgoing.notify_one();
+        }
+        for say in closed.say {
+            state.outgoing.say(say);
+            self.outgoing.notify_one();
+        }
+        drop(state);
+        self.gone.notify_one();
+    }
+
+    /// Whether a load balancer should send clients here.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.is_stopping() && self.state.lock().link == Link::Up
+    }
+
+    /// Whether the node was asked to stop.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.borrow().is_some()
+    }
+
+    /// Everybody, for something done once.
+    pub(crate) fn everybody(&self) -> Vec<Arc<Outbox>> {
+        let state = self.state.lock();
+        state
+            .rosters
+            .values()
+            .flat_map(|roster| roster.members())
+            .collect()
+    }
+
+    /// Forgets clients that gave up waiting.
+    pub(crate) fn tidy(&self) {
+        let mut state = self.state.lock();
+        state.waiting.retain(|_, clients| {
+            clients.retain(|client| !client.is_closed());
+            !clients.is_empty()
+        });
+        if state.waiting.is_empty() {
+            state.waiting.shrink_to(64);
+        }
+    }
+}
+
+impl State {
+    /// Whether the node hears its broker.
+    pub(crate) fn contact(&self, now: Timestamp) -> Contact {
+        if self.link == Link::Down || self.lease.standing(now) == Standing::Lapsed {
+            Contact::Lost
+        } else {
+            Contact::Connected
+        }
+    }
+
+    fn wait_for(&mut self, team: &TeamId) -> oneshot::Receiver<()> {
+        let (assigned, waits) = oneshot::channel();
+        self.waiting.entry(team.clone()).or_default().push(assigned);
+        waits
+    }
+
+    /// Clients that wait for this team look again.
+    pub(crate) fn open(&mut self, team: &TeamId) {
+        for client in self.waiting.remove(team).unwrap_or_default() {
+            let _ = client.send(());
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.floor.rise(&self.roster, &self.outbox);
+    }
+}
+
+/// A random wait below `bound_ms`: what is told to many clients must differ.
+pub(crate) fn jitter(bound_ms: u64) -> u64 {
+    rand::random_range(0..bound_ms.max(1))
+}

@@ -1,0 +1,386 @@
+//! The teams that this node holds, and what each command of the broker does to them.
+//!
+//! Commands come again until they are answered, so each is idempotent; a command about an epoch
+//! below the one held is from the past and changes nothing.
+
+use std::collections::HashMap;
+use usher_shared::id::{Label, TeamId};
+use usher_shared::link::{Activate, Assign, Drain, Held, HoldState, Revoke, TeamEpoch, ToBroker};
+use usher_shared::quantity::{Epoch, Timestamp};
+
+/// How long the arrivals of a team that moved here are reported.
+const REPORT_MS: u64 = 60_000;
+
+/// The teams of this node.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    /// By team: what is held, and what is being given up but still has connections.
+    teams: HashMap<TeamId, Entry>,
+    held: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    connections: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    Held(Hold),
+    Leaving(Leaving),
+}
+
+#[derive(Debug)]
+struct Hold {
+    epoch: Epoch,
+    grant: String,
+    state: HoldState,
+    /// Since when there has been no connection; means nothing while there is one.
+    empty_since: Timestamp,
+    report_until: Option<Timestamp>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    held_epoch: Epoch,
+    /// The move that took the team away: its connections go at their slots.
+    moved: Option<Epoch>,
+    /// The revoke that took it away, or what a move had left of it: its connections go at once.
+    revoked: Option<Epoch>,
+}
+
+impl Leaving {
+    /// The last command that took the team away.
+    fn epoch(self) -> Epoch {
+        self.moved.max(self.revoked).unwrap_or(self.held_epoch)
+    }
+
+    /// What the broker waits for when the last connection has gone.
+    fn released(self, team: &TeamId) -> Vec<ToBroker> {
+        let commands = [
+            self.moved,
+            self.revoked.filter(|revoked| self.moved != Some(*revoked)),
+        ];
+        commands
+            .into_iter()
+            .flatten()
+            .map(|epoch| released(team, epoch))
+            .collect()
+    }
+}
+
+/// What a command asks the caller to do, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Tell the broker.
+    Say(ToBroker),
+    /// Clients that wait for this team may come in.
+    Open(TeamId),
+    /// Give the team's connections their slots.
+    Depart(Departing),
+    /// Close the team's connections now: the team is elsewhere.
+    Close(TeamId),
+}
+
+/// A team whose connections are to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departing {
+    /// The team.
+    pub team: TeamId,
+    /// The epoch of the move.
+    pub epoch: Epoch,
+    /// Its connections here.
+    pub connections: u32,
+    /// Milliseconds from now to their slot.
+    pub after_ms: u64,
+    /// Milliseconds from now until what is left is closed.
+    pub by_ms: u64,
+    /// Why, for the client.
+    pub reason: Label,
+}
+
+/// What a team is to this node, as far as a client is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tenure {
+    /// Not here.
+    Absent,
+    /// Here, under this epoch.
+    Held(Epoch),
+    /// Was here, and was taken away under this epoch.
+    Leaving(Epoch),
+}
+
+/// What opening a connection means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing more.
+    Quietly,
+    /// The team moved here lately: report the arrival.
+    Reported,
+}
+
+/// What closing a connection means.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Closed {
+    /// The epoch of the move that the connection went by.
+    pub departed: Option<Epoch>,
+    /// What to tell the broker when it was the last.
+    pub say: Vec<ToBroker>,
+}
+
+impl Holdings {
+    /// The broker gives this node a team.
+    pub fn assign(&mut self, assign: &Assign, now: Timestamp) -> Vec<Effect> {
+        let team = &assign.team;
+        let mut effects = Vec::new();
+        let entry = self.teams.get_mut(team);
+        let connections = entry.as_ref().map_or(0, |entry| entry.connections);
+        match entry.map(|entry| &mut entry.state) {
+            Some(State::Held(hold)) if assign.epoch < hold.epoch => return effects,
+            Some(State::Held(hold)) if assign.epoch == hold.epoch => {
+                // The same again. Once owned, a late `prepared` of the same epoch takes nothing back.
+                if assign.state == HoldState::Owned {
+                    hold.state = HoldState::Owned;
+                }
+                hold.grant.clone_from(&assign.grant);
+            }
+            // A team cannot come here by the very move that takes it away, or by an older one.
+            Some(State::Leaving(leaving)) if assign.epoch <= leaving.epoch() => return effects,
+            other => {
+                if let Some(State::Leaving(leaving)) = other {
+                    // It came back before all had gone: those that are left stay, so for the
+                    // operation that took it away none is left.
+                    effects.extend(leaving.released(team).into_iter().map(Effect::Say));
+                    self.held += 1;
+                } else if other.is_none() {
+                    self.held += 1;
+                }
+                let hold = Hold {
+                    epoch: assign.epoch,
+                    grant: assign.grant.clone(),
+                    state: assign.state,
+                    empty_since: now,
+                    report_until: assign.spec.moved.then(|| now.plus(REPORT_MS)),
+                };
+                let entry = Entry {
+                    state: State::Held(hold),
+                    connections,
+                };
+                self.teams.insert(team.clone(), entry);
+            }
+        }
+        if assign.state == HoldState::Prepared {
+            effects.push(Effect::Say(ToBroker::Prepared(named(team, assign.epoch))));
+        }
+        effects.push(Effect::Open(team.clone()));
+        effects
+    }
+
+    /// Exclusive effects for a prepared team may start.
+    pub fn activate(&mut self, activate: &Activate) {
+        if let Some(State::Held(hold)) = self.teams.get_mut(&activate.team).map(|entry| &mut entry.state)
+            && hold.epoch == activate.epoch
+        {
+            hold.state = HoldState::Owned;
+        }
+    }
+
+    /// The broker took teams away and gives their connections slots.
+    pub fn drain(&mut self, drain: &Drain) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for one in &drain.moves {
+            let Some(entry) = self.teams.get_mut(&one.team) else {
+                effects.push(Effect::Say(yielded(&one.team, one.epoch)));
+                effects.push(Effect::Say(released(&one.team, one.epoch)));
+                continue;
+            };
+            let held_epoch = match &entry.state {
+                // A team is not taken away by the epoch that it is held under.
+                State::Held(hold) if hold.epoch == one.epoch => continue,
+                State::Held(hold) if hold.epoch > one.epoch => {
+                    // It came back since: of that move nothing is left to do.
+                    effects.push(Effect::Say(yielded(&one.team, one.epoch)));
+                    effects.push(Effect::Say(released(&one.team, one.epoch)));
+                    continue;
+                }
+                State::Leaving(leaving) if leaving.moved >= Some(one.epoch) => {
+                    // The same again: the slots stand, and clients are not told twice.
+                    effects.push(Effect::Say(yielded(&one.team, one.epoch)));
+                    continue;
+                }
+                State::Held(hold) => {
+                    self.held -= 1;
+                    hold.epoch
+                }
+                State::Leaving(leaving) => leaving.held_epoch,
+            };
+            let revoked = match &entry.state {
+                State::Held(_) => None,
+                State::Leaving(leaving) => leaving.revoked,
+            };
+            entry.state = State::Leaving(Leaving {
+                held_epoch,
+                moved: Some(one.epoch),
+                revoked,
+            });
+            effects.push(Effect::Say(yielded(&one.team, one.epoch)));
+            if entry.connections == 0 {
+                self.teams.remove(&one.team);
+                effects.push(Effect::Say(released(&one.team, one.epoch)));
+            } else {
+                effects.push(Effect::Depart(Departing {
+                    team: one.team.clone(),
+                    epoch: one.epoch,
+                    connections: entry.connections,
+                    after_ms: one.after_ms,
+                    by_ms: drain.by_ms,
+                    reason: drain.reason.clone(),
+                }));
+            }
+        }
+        effects
+    }
+
+    /// The broker drops everything up to and including an epoch.
+    pub fn revoke(&mut self, revoke: &Revoke) -> Vec<Effect> {
+        let Some(entry) = self.teams.get_mut(&revoke.team) else {
+            return vec![Effect::Say(released(&revoke.team, revoke.epoch))];
+        };
+        let (held_epoch, moved, revoked) = match &entry.state {
+            State::Held(hold) => (hold.epoch, None, None),
+            State::Leaving(leaving) => (leaving.held_epoch, leaving.moved, leaving.revoked),
+        };
+        if held_epoch > revoke.epoch {
+            // Nothing that old is left here.
+            return vec![Effect::Say(released(&revoke.team, revoke.epoch))];
+        }
+        if matches!(entry.state, State::Held(_)) {
+            self.held -= 1;
+        }
+        if entry.connections == 0 {
+            self.teams.remove(&revoke.team);
+            return vec![Effect::Say(released(&revoke.team, revoke.epoch))];
+        }
+        entry.state = State::Leaving(Leaving {
+            held_epoch,
+            moved,
+            revoked: revoked.max(Some(revoke.epoch)),
+        });
+        vec![Effect::Close(revoke.team.clone())]
+    }
+
+    /// A connection of a held team came in.
+    pub fn opened(&mut self, team: &TeamId, now: Timestamp) -> Opened {
+        let Some(entry) = self.teams.get_mut(team) else {
+            return Opened::Quietly;
+        };
+        entry.connections += 1;
+        match &entry.state {
+            State::Held(hold) if hold.report_until.is_some_and(|until| now < until) => Opened::Reported,
+            _ => Opened::Quietly,
+        }
+    }
+
+    /// A connection went.
+    pub fn closed(&mut self, team: &TeamId, now: Timestamp) -> Closed {
+        let mut closed = Closed {
+            departed: None,
+            say: Vec::new(),
+        };
+        let Some(entry) = self.teams.get_mut(team) else {
+            return closed;
+        };
+        entry.connections = entry.connections.saturating_sub(1);
+        match &mut entry.state {
+            State::Held(hold) => hold.empty_since = now,
+            State::Leaving(leaving) => {
+                closed.departed = leaving.moved.filter(|_| leaving.revoked.is_none());
+                if entry.connections == 0 {
+                    closed.say = leaving.released(team);
+                    self.teams.remove(team);
+                }
+            }
+        }
+        closed
+    }
+
+    /// What a team is to this node.
+    #[must_use]
+    pub fn tenure(&self, team: &TeamId) -> Tenure {
+        match self.teams.get(team).map(|entry| &entry.state) {
+            None => Tenure::Absent,
+            Some(State::Held(hold)) => Tenure::Held(hold.epoch),
+            Some(State::Leaving(leaving)) => Tenure::Leaving(leaving.epoch()),
+        }
+    }
+
+    /// Whether the team is still going by exactly this move: a slot of another is void.
+    #[must_use]
+    pub fn is_leaving_by(&self, team: &TeamId, epoch: Epoch) -> bool {
+        match self.teams.get(team).map(|entry| &entry.state) {
+            Some(State::Leaving(leaving)) => leaving.moved == Some(epoch),
+            _ => false,
+        }
+    }
+
+    /// What to show a broker that has just welcomed this node. Teams that are leaving are not held
+    /// any more, and their connections keep their slots whatever the broker knows of them.
+    #[must_use]
+    pub fn inventory(&self) -> Vec<Held> {
+        let held = self.teams.iter().filter_map(|(team, entry)| match &entry.state {
+            State::Held(hold) => Some(Held {
+                team: team.clone(),
+                epoch: hold.epoch,
+                grant: hold.grant.clone(),
+                state: hold.state,
+                connections: entry.connections,
+            }),
+            State::Leaving(_) => None,
+        });
+        held.collect()
+    }
+
+    /// Up to `most` teams that have been without a connection for longer than `forget_ms`.
+    #[must_use]
+    pub fn idle(&self, now: Timestamp, forget_ms: u64, most: usize) -> Vec<TeamEpoch> {
+        let idle = self.teams.iter().filter_map(|(team, entry)| match &entry.state {
+            State::Held(hold) if entry.connections == 0 && now.since(hold.empty_since) > forget_ms => {
+                Some(named(team, hold.epoch))
+            }
+            _ => None,
+        });
+        idle.take(most).collect()
+    }
+
+    /// How many teams are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether nothing is held and nothing is left to go.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.teams.is_empty()
+    }
+}
+
+fn named(team: &TeamId, epoch: Epoch) -> TeamEpoch {
+    TeamEpoch {
+        team: team.clone(),
+        epoch,
+    }
+}
+
+fn yielded(team: &TeamId, epoch: Epoch) -> ToBroker {
+    ToBroker::Yielded(named(team, epoch))
+}
+
+fn released(team: &TeamId, epoch: Epoch) -> ToBroker {
+    ToBroker::Released(named(team, epoch))
+}
+
+#[cfg(test)]
+#[path = "holdings_tests.rs"]
+mod tests;

@@ -1,0 +1,245 @@
+//! What the broker's messages do to the floor.
+
+use tokio_tungstenite::tungstenite::Message;
+use usher_shared::clock::{boottime, wall_ms};
+use usher_shared::frame::{CloseCode, Control};
+use usher_shared::id::TeamId;
+use usher_shared::link::{EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome};
+use usher_shared::quantity::Term;
+use usher_shared::way::split_scheme;
+
+use crate::authority::Disobey;
+use crate::floor::{Broker, Floor, Link, State, jitter};
+use crate::holdings::{Departing, Effect};
+use crate::outbox::{Goodbye, Outbox, Speaks};
+use crate::pacing::Who;
+
+/// The most entries of `idle_teams` in a heartbeat.
+const MAX_IDLE: usize = 256;
+/// The most entries of `hot_teams` in a heartbeat.
+const MAX_HOT: usize = 16;
+/// Clients of a team that is elsewhere come back within this time, not all at once.
+const ELSEWHERE_MS: u64 = 2_000;
+/// A slot is paced already; this only keeps team mates from knocking in the same millisecond.
+const SLOT_RETRY_MS: u64 = 100;
+
+impl Floor {
+    /// A broker welcomed this node: remembers it, and returns the inventory to send, in pages.
+    pub(crate) fn welcome(&self, welcome: Welcome) -> Result<Vec<ToBroker>, Disobey> {
+        let mut state = self.state.lock();
+        state
+            .authority
+            .welcome(welcome.cluster, welcome.term, welcome.broker)?;
+        let public_url = welcome.public_url.trim_end_matches('/').to_owned();
+        if split_scheme(&public_url).is_none() {
+            tracing::error!(%public_url, "the broker's public URL is not http:// or https://: set --public-url there");
+        }
+        state.broker = Some(std::sync::Arc::new(Broker {
+            public_url,
+            keys: welcome.ticket_keys,
+            forget_ms: welcome.forget_ms,
+        }));
+        state.lease.begin_link(welcome.lease_ms);
+        state.link = Link::Welcome;
+        self.figures.link_up.set(1);
+        Ok(pages(state.holdings.inventory()))
+    }
+
+    /// The link ended.
+    pub(crate) fn link_ended(&self) {
+        let mut state = self.state.lock();
+        state.link = Link::Down;
+        state.outgoing.forget_answers();
+        self.figures.link_up.set(0);
+    }
+
+    /// Obeys one message of the broker that welcomed this node.
+    pub(crate) fn obey(&self, message: ToNode) {
+        let mut state = self.state.lock();
+        if let Some(term) = term_of(&message)
+            && let Err(why) = state.authority.command(term)
+        {
+            self.figures.link_stale.increment(1);
+            tracing::warn!(%why, "a message of the broker was not obeyed");
+            return;
+        }
+        let effects = match message {
+            ToNode::HeartbeatAck { seq, .. } => {
+                state.lease.answered(seq);
+                state.link = Link::Up;
+                Vec::new()
+            }
+            ToNode::Assign(assign) => state.holdings.assign(&assign, boottime()),
+            ToNode::Activate(activate) => {
+                state.holdings.activate(&activate);
+                Vec::new()
+            }
+            ToNode::Drain(drain) if drain.moves.len() <= MAX_LIST => state.holdings.drain(&drain),
+            ToNode::Revoke(revoke) => state.holdings.revoke(&revoke),
+            _ => {
+                self.figures.link_unknown.increment(1);
+                Vec::new()
+            }
+        };
+        for effect in effects {
+            self.carry_out(&mut state, effect);
+        }
+        self.figures
+            .teams
+            .set(u32::try_from(state.holdings.held()).unwrap_or(u32::MAX));
+        let emptied = state.holdings.is_empty();
+        drop(state);
+        if emptied {
+            self.gone.notify_one();
+        }
+    }
+
+    fn carry_out(&self, state: &mut State, effect: Effect) {
+        match effect {
+            Effect::Say(message) => {
+                state.outgoing.say(message);
+                self.outgoing.notify_one();
+            }
+            Effect::Open(team) => state.open(&team),
+            Effect::Depart(departing) => self.depart(state, &departing),
+            Effect::Close(team) => {
+                for member in members(state, &team) {
+                    let goodbye = Goodbye::retry(CloseCode::Elsewhere, "elsewhere", jitter(ELSEWHERE_MS));
+                    member.close(goodbye, self.clock.now(), EndedBy::Client);
+                }
+            }
+        }
+    }
+
+    fn depart(&self, state: &mut State, departing: &Departing) {
+        let spread = state.pacer.plan(departing, boottime(), rand::random());
+        self.planned.notify_one();
+        let broker = state.broker.clone();
+        for (index, member) in (0..).zip(members(state, &departing.team)) {
+            if member.speaks == Speaks::Plain {
+                continue;
+            }
+            let Some(broker) = &broker else { continue };
+            let told = Control::Move {
+                url: format!(
+                    "{}/connect/{}?from={}",
+                    broker.public_url, departing.team, member.id
+                ),
+                after_ms: spread.slot_ms(index),
+                by_ms: departing.by_ms,
+                reason: departing.reason.to_string(),
+            };
+            let told = Message::text(told.to_text());
+            let _ = member.push(told, self.config.queue_bytes, self.clock.now());
+        }
+    }
+
+    /// Closes the connections whose slots are due; when the next one is.
+    pub(crate) fn run_slots(&self) -> Option<std::time::Duration> {
+        let mut state = self.state.lock();
+        let now = boottime();
+        while let Some(slot) = state.pacer.pop(now) {
+            if !state.holdings.is_leaving_by(&slot.team, slot.epoch) {
+                continue;
+            }
+            let (many, by) = match slot.who {
+                Who::Plain(many) => (many, EndedBy::Slot),
+                Who::All => (u32::MAX, EndedBy::Deadline),
+            };
+            let goes = |member: &Outbox| {
+                member.is_open() && (by == EndedBy::Deadline || member.speaks == Speaks::Plain)
+            };
+            let members = members(&state, &slot.team);
+            let going = members.iter().filter(|member| goes(member));
+            for member in going.take(usize::try_from(many).unwrap_or(usize::MAX)) {
+                let goodbye = Goodbye::retry(CloseCode::Restart, "moved", jitter(SLOT_RETRY_MS));
+                member.close(goodbye, self.clock.now(), by);
+            }
+        }
+        let next = state.pacer.next_due()?;
+        Some(std::time::Duration::from_millis(next.since(boottime())))
+    }
+
+    /// Heartbeat `seq`, noted as sent now.
+    pub(crate) fn heartbeat(&self, seq: u64, since_last: std::time::Duration) -> ToBroker {
+        let load = *self.load.lock();
+        let mut state = self.state.lock();
+        let now = boottime();
+        state.lease.sent(seq, now);
+        let forget_ms = state.broker.as_ref().map_or(u64::MAX, |broker| broker.forget_ms);
+        ToBroker::Heartbeat(Box::new(Heartbeat {
+            seq,
+            boot_ms: now.as_millis(),
+            wall_ms: wall_ms(),
+            cpu_now: load.cpu_now,
+            cpu_average: load.cpu_average,
+            memory_bytes: load.memory_bytes,
+            connections: state.connections,
+            teams: u32::try_from(state.holdings.held()).unwrap_or(u32::MAX),
+            fds: load.fds,
+            health: load.health,
+            idle_teams: state.holdings.idle(now, forget_ms, MAX_IDLE),
+            hot_teams: hot_teams(&state, since_last),
+        }))
+    }
+
+    /// Writes the figures that are true only at the moment they are read.
+    pub(crate) fn refresh_figures(&self) {
+        let state = self.state.lock();
+        let remaining_ms = state.lease.remaining_ms(boottime());
+        #[allow(clippy::cast_precision_loss)] // A lease is far below 2^52 milliseconds.
+        self.figures.lease_remaining.set(remaining_ms as f64 / 1000.0);
+    }
+}
+
+fn members(state: &State, team: &TeamId) -> Vec<std::sync::Arc<Outbox>> {
+    let roster = state.rosters.get(team);
+    roster.map(|roster| roster.members()).unwrap_or_default()
+}
+
+fn term_of(message: &ToNode) -> Option<Term> {
+    match message {
+        ToNode::HeartbeatAck { term, .. } => Some(*term),
+        ToNode::Assign(assign) => Some(assign.term),
+        ToNode::Activate(activate) => Some(activate.term),
+        ToNode::Drain(drain) => Some(drain.term),
+        ToNode::Revoke(revoke) => Some(revoke.term),
+        ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,
+    }
+}
+
+/// The inventory in messages of a bounded size; at least one, so that the broker knows it is complete.
+fn pages(held: Vec<usher_shared::link::Held>) -> Vec<ToBroker> {
+    let mut held = held.into_iter().peekable();
+    let mut pages = Vec::new();
+    loop {
+        let teams = held.by_ref().take(MAX_LIST).collect();
+        let more = held.peek().is_some();
+        pages.push(ToBroker::Inventory(Inventory { teams, more }));
+        if !more {
+            return pages;
+        }
+    }
+}
+
+fn hot_teams(state: &State, since_last: std::time::Duration) -> Vec<HotTeam> {
+    let window_ms = u64::try_from(since_last.as_millis()).unwrap_or(u64::MAX).max(1);
+    let mut busy: Vec<(u64, u32, &TeamId)> = Vec::new();
+    for roster in state.rosters.values() {
+        let (connections, frames) = roster.activity();
+        let frames_per_s = u64::from(frames) * 1000 / window_ms;
+        if frames_per_s > 0 {
+            let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+            busy.push((frames_per_s, connections, &roster.team));
+        }
+    }
+    busy.sort_unstable_by(|one, other| other.cmp(one));
+    let hottest = busy.into_iter().take(MAX_HOT);
+    hottest
+        .map(|(frames_per_s, connections, team)| HotTeam {
+            team: team.clone(),
+            connections,
+            frames_per_s: u32::try_from(frames_per_s).unwrap_or(u32::MAX),
+        })
+        .collect()
+}

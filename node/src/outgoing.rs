@@ -1,0 +1,126 @@
+//! What waits to be said to the broker.
+
+use std::collections::VecDeque;
+use usher_shared::link::{Arrival, Arrivals, Departure, Departures, MAX_LIST, ToBroker};
+
+/// Answers that wait. A broker that is further behind is left and met again: the inventory says
+/// all that the answers would have.
+const MAX_ANSWERS: usize = 20_000;
+/// Arrivals, and departures, that wait while the broker is away.
+const MAX_REPORTS: usize = 4 * MAX_LIST;
+
+/// What waits to be said to the broker.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing {
+    answers: VecDeque<ToBroker>,
+    arrived: VecDeque<Arrival>,
+    left: VecDeque<Departure>,
+}
+
+/// The broker does not take its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overfull;
+
+impl Outgoing {
+    /// An answer, to be sent at once.
+    pub(crate) fn say(&mut self, message: ToBroker) {
+        if self.answers.len() <= MAX_ANSWERS {
+            self.answers.push_back(message);
+        }
+    }
+
+    /// An arrival, to be sent with others; returns how many were dropped for it.
+    pub(crate) fn arrived(&mut self, arrival: Arrival) -> u64 {
+        bounded(&mut self.arrived, arrival)
+    }
+
+    /// A departure, to be sent with others; returns how many were dropped for it.
+    pub(crate) fn left(&mut self, departure: Departure) -> u64 {
+        bounded(&mut self.left, departure)
+    }
+
+    /// The answers, in order.
+    pub(crate) fn take_answers(&mut self) -> Result<VecDeque<ToBroker>, Overfull> {
+        if self.answers.len() > MAX_ANSWERS {
+            self.answers = VecDeque::new();
+            return Err(Overfull);
+        }
+        Ok(std::mem::take(&mut self.answers))
+    }
+
+    /// Whether reports wait.
+    pub(crate) fn has_reports(&self) -> bool {
+        !self.arrived.is_empty() || !self.left.is_empty()
+    }
+
+    /// The reports, in messages of a bounded size.
+    pub(crate) fn take_reports(&mut self) -> Vec<ToBroker> {
+        let arrived = pages(std::mem::take(&mut self.arrived))
+            .map(|connections| ToBroker::Arrived(Arrivals { connections }));
+        let left = pages(std::mem::take(&mut self.left))
+            .map(|connections| ToBroker::Left(Departures { connections }));
+        arrived.chain(left).collect()
+    }
+
+    /// Forgets the answers of a link that is gone: the broker asks again for what it still needs.
+    pub(crate) fn forget_answers(&mut self) {
+        self.answers = VecDeque::new();
+    }
+}
+
+fn bounded<T>(list: &mut VecDeque<T>, item: T) -> u64 {
+    let full = list.len() >= MAX_REPORTS;
+    if full {
+        list.pop_front();
+    }
+    list.push_back(item);
+    u64::from(full)
+}
+
+fn pages<T>(list: VecDeque<T>) -> impl Iterator<Item = Vec<T>> {
+    let mut items = list.into_iter().peekable();
+    std::iter::from_fn(move || {
+        items.peek()?;
+        Some(items.by_ref().take(MAX_LIST).collect())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usher_shared::id::{ConnectionId, Incarnation};
+    use usher_shared::quantity::Epoch;
+
+    fn arrival(serial: u64) -> Arrival {
+        Arrival {
+            team: "T1".parse().unwrap(),
+            epoch: Epoch::new(1).unwrap(),
+            connection: ConnectionId::new(Incarnation::from_bits(0), serial),
+            from: None,
+        }
+    }
+
+    #[test]
+    fn reports_go_in_bounded_pages_and_the_oldest_are_dropped() {
+        let mut outgoing = Outgoing::default();
+        let dropped: u64 = (0..10_000).map(|serial| outgoing.arrived(arrival(serial))).sum();
+        assert_eq!(dropped, 2_000);
+        let pages = outgoing.take_reports();
+        assert_eq!(pages.len(), MAX_REPORTS / MAX_LIST);
+        let first = ToBroker::Arrived(Arrivals {
+            connections: (2_000..4_000).map(arrival).collect(),
+        });
+        assert_eq!(pages.first(), Some(&first));
+        assert!(!outgoing.has_reports());
+    }
+
+    #[test]
+    fn a_broker_that_takes_no_answers_is_told_apart() {
+        let mut outgoing = Outgoing::default();
+        for _ in 0..=MAX_ANSWERS {
+            outgoing.say(ToBroker::Unknown);
+        }
+        assert_eq!(outgoing.take_answers(), Err(Overfull));
+        assert_eq!(outgoing.take_answers().map(|answers| answers.len()), Ok(0));
+    }
+}
