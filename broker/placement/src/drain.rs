@@ -14,6 +14,7 @@ use crate::command::{Notice, Refusal};
 use crate::core::Core;
 use crate::node::{Intent, Node};
 use crate::operation::Operation;
+use crate::reconcile::Arrivals;
 use crate::record::Record;
 use crate::team::{Activation, Move, Team};
 
@@ -495,7 +496,7 @@ impl Core {
         let epoch = self.next_epoch();
         decision.epoch = epoch;
         self.change_owner(id, target, decision, operation, now);
-        self.send_assign(id);
+        self.send_assign(id, Arrivals::Reported);
         true
     }
 

@@ -12,6 +12,7 @@ use crate::choose::Decision;
 use crate::command::{Command, Notice};
 use crate::core::Core;
 use crate::node::{Proof, Seen};
+use crate::reconcile::Arrivals;
 use crate::team::{Activation, Owner};
 
 /// The most teams tried in one step while none of them finds a node.
@@ -119,7 +120,7 @@ impl Core {
             self.wait_for_end(id, before, now);
         }
         self.commit_owner(id, target, decision);
-        self.send_assign(id);
+        self.send_assign(id, Arrivals::Reported);
         true
     }
 

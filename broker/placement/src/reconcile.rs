@@ -13,7 +13,17 @@ use usher_shared::rest::{Cause, TeamKind};
 use crate::choose::Decision;
 use crate::command::Notice;
 use crate::core::Core;
+use crate::operation::Operation;
 use crate::team::{Activation, Move, Owner, Team};
+
+/// Whether the new owner is to report the connections that come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrivals {
+    /// The team had connections elsewhere, and somebody counts them.
+    Reported,
+    /// The team is new.
+    Unreported,
+}
 
 impl Core {
     /// Brings a node's holdings and the core's into line.
@@ -196,7 +206,8 @@ impl Core {
         let Some(node) = self.nodes.get(id) else { return };
         let missing: Vec<TeamId> = node.teams.difference(shown).cloned().collect();
         for team in missing {
-            self.send_assign(&team);
+            let arrivals = self.arrivals_of(&team);
+            self.send_assign(&team, arrivals);
         }
         let Some(node) = self.nodes.get(id) else { return };
         let reserved: Vec<TeamId> = node.reserved.iter().cloned().collect();
@@ -206,21 +217,25 @@ impl Core {
     }
 
     /// Tells the owner that it holds the team.
-    pub(crate) fn send_assign(&mut self, id: &TeamId) {
+    pub(crate) fn send_assign(&mut self, id: &TeamId, arrivals: Arrivals) {
         let Some(team) = self.teams.get(id) else { return };
         let Some(owner) = team.owner.clone() else { return };
         let state = match team.activation {
             Activation::Owned => HoldState::Owned,
             Activation::After { .. } | Activation::At(_) => HoldState::Prepared,
         };
-        let moved = team.moving.is_some()
-            || state == HoldState::Prepared
-            || self
-                .operations
-                .values()
-                .any(|operation| operation.is_running() && operation.moved.contains_key(id));
         let epoch = team.epoch;
-        self.send_hold(id, &owner.node, epoch, state, moved);
+        self.send_hold(id, &owner.node, epoch, state, arrivals == Arrivals::Reported);
+    }
+
+    /// Whether an operation that is going on counts the team's arrivals.
+    fn arrivals_of(&self, id: &TeamId) -> Arrivals {
+        let counted = |operation: &Operation| operation.is_running() && operation.moved.contains_key(id);
+        if self.operations.values().any(counted) {
+            Arrivals::Reported
+        } else {
+            Arrivals::Unreported
+        }
     }
 
     /// Asks the target of a move to make room.

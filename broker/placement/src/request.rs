@@ -10,6 +10,7 @@ use crate::command::{Answer, Command, Refusal, Route};
 use crate::core::Core;
 use crate::event::{Ask, Knock, RequestId};
 use crate::node::{Intent, Seen, Silence};
+use crate::reconcile::Arrivals;
 use crate::record::PinRecord;
 use crate::team::{Activation, Move, Owner, Team};
 
@@ -136,7 +137,7 @@ impl Core {
             },
         );
         self.commit_owner(id, owner, decision);
-        self.send_assign(id);
+        self.send_assign(id, Arrivals::Unreported);
         self.assigned(id, true)
     }
 

@@ -471,6 +471,8 @@ fn a_failover_has_a_report() {
         (OperationKind::Failover, 10, 10, 20)
     );
     assert_eq!(report.elapsed_ms, 0, "all owners changed in one go");
+    let asked = world.assigned.iter().filter(|assign| assign.spec.moved).count();
+    assert_eq!(asked, 10, "the new owners report who comes back");
 }
 
 #[test]

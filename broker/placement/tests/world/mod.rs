@@ -74,6 +74,7 @@ pub struct World {
     pub notices: Vec<Notice>,
     pub probes: Vec<(NodeId, Incarnation)>,
     pub closed: Vec<(LinkId, Refused)>,
+    pub assigned: Vec<Assign>,
     /// What the store would hold.
     pub store: Stored,
     last_beat: Timestamp,
@@ -120,6 +121,7 @@ impl World {
             notices: Vec::new(),
             probes: Vec::new(),
             closed: Vec::new(),
+            assigned: Vec::new(),
             store: Stored {
                 epochs: Epoch::new(1).unwrap(),
                 term,
@@ -482,6 +484,7 @@ impl World {
             }
             ToNode::HeartbeatAck { seq, .. } => fake.acks.push(seq),
             ToNode::Assign(assign) => {
+                self.assigned.push(assign.clone());
                 assert!(grants().verify(&assign.team, &name, assign.epoch, &assign.grant));
                 let newer = fake
                     .held
