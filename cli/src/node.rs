@@ -1,0 +1,307 @@
+//! `usher node`: the long-running node, and the small parent that restarts it.
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use usher_node::Relay;
+use usher_node::parent::{self, INCARNATION_VARIABLE, PARENT_VARIABLE, ParentConfig};
+use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::link::{Capacity, MAX_LABELS};
+use usher_shared::quantity::Weight;
+use usher_shared::template::NodeUrl;
+
+use crate::duration::HumanDuration;
+use crate::failure::Failure;
+use crate::logging::{self, LogFormat};
+use crate::settings::{self, File, Labels, is_loopback};
+
+/// What a node holds at most when nobody said: far above what one process has been seen to bear.
+const TEAMS: u32 = 100_000;
+/// Descriptors kept for everything that is not a client: listeners, the broker link, bridges, files.
+const SPARE_DESCRIPTORS: u64 = 500;
+
+/// Run a node: it holds the WebSockets of its teams and relays between them
+#[derive(Args)]
+#[command(
+    after_help = "The process you start is a small parent: it runs the node's work in a child, starts it anew\n\
+    when it dies, and tells the broker so at once. --no-parent runs the work directly.\n\
+    The node token comes from --node-token-file or USHER_NODE_TOKEN, never from a flag.\n\n\
+    As TOML (--config FILE), names with underscores:\n  \
+    [node]\n  name = \"chat-7\"\n  listen = \"0.0.0.0:7410\"\n  brokers = [\"ws://broker:7402\"]\n  \
+    url = \"wss://chat.example.com/n/{node}/teams/{team}\"\n  node_token_file = \"/etc/usher/node\"\n\n\
+    Examples:\n  usher node --name node-4 --listen 127.0.0.1:7413 --admin 127.0.0.1:7513\n  \
+    usher node --config /etc/usher.toml --log-format json"
+)]
+pub(crate) struct NodeArgs {
+    /// TOML file; its `node` table holds any of the settings below
+    #[arg(long, env = "USHER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Do the work in this process, without the small parent
+    #[arg(long)]
+    no_parent: bool,
+    #[command(flatten)]
+    settings: NodeSettings,
+}
+
+/// What may be said in flags, in variables and in the `[node]` table.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NodeSettings {
+    /// The node's name, stable over restarts [default: the host name]
+    #[arg(long, env = "USHER_NODE_NAME", value_name = "NODE")]
+    pub(crate) name: Option<NodeId>,
+    /// Where clients connect [default: 127.0.0.1:7410]
+    #[arg(long, env = "USHER_NODE_LISTEN", value_name = "ADDRESS")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where /metrics and health are [default: 127.0.0.1:7510]
+    #[arg(long, env = "USHER_NODE_ADMIN", value_name = "ADDRESS")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Node-link listeners of the brokers, separated by commas [default: ws://127.0.0.1:7402]
+    #[arg(
+        long = "broker",
+        env = "USHER_NODE_BROKERS",
+        value_name = "URLS",
+        value_delimiter = ','
+    )]
+    pub(crate) brokers: Option<Vec<String>>,
+    /// Where clients reach the node; may hold {node}, must hold {team} [default: ws://LISTEN/teams/{team}]
+    #[arg(long, env = "USHER_NODE_URL", value_name = "TEMPLATE")]
+    pub(crate) url: Option<NodeUrl>,
+    /// host:port that the broker tries when the link closes [default: LISTEN]
+    #[arg(long, env = "USHER_NODE_PROBE", value_name = "HOST:PORT")]
+    pub(crate) probe: Option<String>,
+    /// Where it runs
+    #[arg(long, env = "USHER_NODE_REGION")]
+    pub(crate) region: Option<Label>,
+    /// What it shares its fate with
+    #[arg(long, env = "USHER_NODE_ZONE")]
+    pub(crate) zone: Option<Label>,
+    /// Free labels, as in disk=ssd,rack=a
+    #[arg(long, env = "USHER_NODE_LABELS", value_name = "KEY=VALUE,..")]
+    pub(crate) labels: Option<Labels>,
+    /// What it can carry beside others, 1 to 10000 [default: 100]
+    #[arg(long, env = "USHER_NODE_WEIGHT", value_name = "WEIGHT")]
+    pub(crate) weight: Option<u32>,
+    /// The most teams [default: 100000]
+    #[arg(long, env = "USHER_NODE_CAPACITY_TEAMS", value_name = "NUMBER")]
+    pub(crate) capacity_teams: Option<u32>,
+    /// The most connections [default: what the limit of file descriptors leaves]
+    #[arg(long, env = "USHER_NODE_CAPACITY_CONNECTIONS", value_name = "NUMBER")]
+    pub(crate) capacity_connections: Option<u32>,
+    /// What happens to a frame: to the rest of its team, or nothing [default: team]
+    #[arg(long, env = "USHER_NODE_RELAY", value_name = "RELAY")]
+    pub(crate) relay: Option<RelaySetting>,
+    /// File with the token that the broker asks of nodes
+    #[arg(long, env = "USHER_NODE_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) node_token_file: Option<PathBuf>,
+    /// How long the node goes on after SIGTERM, to be emptied [default: 25s]
+    #[arg(long, env = "USHER_NODE_STOP_BUDGET", value_name = "DURATION")]
+    pub(crate) stop_budget: Option<HumanDuration>,
+    /// How long a connection may be idle before it is pinged [default: 25s]
+    #[arg(long, env = "USHER_NODE_PING", value_name = "DURATION")]
+    pub(crate) ping: Option<HumanDuration>,
+    /// The largest message of a client, in bytes [default: 262144]
+    #[arg(long, env = "USHER_NODE_MESSAGE_BYTES", value_name = "BYTES")]
+    pub(crate) message_bytes: Option<usize>,
+    /// The most that waits for a slow reader, in bytes; beyond it, Close 4308 [default: 1048576]
+    #[arg(long, env = "USHER_NODE_QUEUE_BYTES", value_name = "BYTES")]
+    pub(crate) queue_bytes: Option<usize>,
+    /// What to log, as in `info` or `info,usher_node=debug` [default: info]
+    #[arg(long, env = "USHER_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// How a log line looks [default: text]
+    #[arg(long, env = "USHER_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// What happens to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RelaySetting {
+    /// It goes to the other connections of the team
+    Team,
+    /// Nothing
+    None,
+}
+
+pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
+    let descriptors = settings::raise_descriptors().map_err(Failure::settings)?;
+    let (config, settings) = configure(&args, descriptors).map_err(Failure::settings)?;
+    logging::start(
+        settings.log.as_deref().unwrap_or("info"),
+        settings.log_format.unwrap_or_default(),
+    )
+    .map_err(Failure::settings)?;
+    let is_child = std::env::var_os(PARENT_VARIABLE).is_some();
+    if is_child || args.no_parent {
+        parent::tie_to_parent().map_err(Failure::settings)?;
+        usher_node::run(config).await.map_err(Failure::settings)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let code = parent::supervise(ParentConfig {
+        node: config.node,
+        brokers: config.brokers,
+        token: config.token,
+        // The same words again: the child finds in its environment that it is the child.
+        args: std::env::args_os().skip(1).collect(),
+    })
+    .await
+    .map_err(Failure::settings)?;
+    Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::Config, NodeSettings)> {
+    let file = File::read(args.config.as_deref())?.node;
+    let settings = settings::layered(&args.settings, &file)?;
+    let token = settings::token(
+        "USHER_NODE_TOKEN",
+        args.settings.node_token_file.as_deref(),
+        file.node_token_file.as_deref(),
+    )?;
+    let name = match settings.name.clone() {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let labels = settings.labels.clone().unwrap_or_default().0;
+    if labels.len() > MAX_LABELS {
+        bail!(
+            "--labels: at most {MAX_LABELS} labels, and these are {}",
+            labels.len()
+        );
+    }
+    let weight = settings.weight.map_or(Some(Weight::NODE), Weight::new);
+    let by_descriptors = u32::try_from(descriptors.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(u32::MAX);
+    let config = usher_node::Config {
+        node: name,
+        incarnation: incarnation()?,
+        listen: settings
+            .listen
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7410))),
+        admin: settings.admin.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7510))),
+        brokers: settings
+            .brokers
+            .clone()
+            .unwrap_or_else(|| vec!["ws://127.0.0.1:7402".to_owned()]),
+        url: settings.url.clone(),
+        probe: settings.probe.clone(),
+        region: settings.region.clone(),
+        zone: settings.zone.clone(),
+        labels,
+        weight: weight.with_context(|| format!("--weight is from 1 to {}", Weight::MAX))?,
+        capacity: Capacity {
+            teams: settings.capacity_teams.unwrap_or(TEAMS),
+            connections: settings.capacity_connections.unwrap_or(by_descriptors),
+        },
+        relay: match settings.relay {
+            Some(RelaySetting::None) => Relay::None,
+            Some(RelaySetting::Team) | None => Relay::Team,
+        },
+        token,
+        stop_budget: or_seconds(settings.stop_budget, 25),
+        ping: or_seconds(settings.ping, 25),
+        message_bytes: settings.message_bytes.unwrap_or(256 * 1024),
+        queue_bytes: settings.queue_bytes.unwrap_or(1024 * 1024),
+    };
+    check(&config)?;
+    Ok((config, settings))
+}
+
+fn or_seconds(setting: Option<HumanDuration>, seconds: u64) -> Duration {
+    setting.map_or(Duration::from_secs(seconds), |setting| setting.0)
+}
+
+fn check(config: &usher_node::Config) -> anyhow::Result<()> {
+    for (name, flag, address) in [
+        ("client", "--listen", config.listen),
+        ("admin", "--admin", config.admin),
+    ] {
+        if !is_loopback(address) && config.token.is_none() {
+            bail!(
+                "the {name} listener on {address} can be reached from other machines and the node has no token; set USHER_NODE_TOKEN or --node-token-file (the same as the broker's), or keep it on 127.0.0.1 with {flag}"
+            );
+        }
+    }
+    if config.queue_bytes < config.message_bytes {
+        bail!(
+            "--queue-bytes {} is below --message-bytes {}: a message that may be sent must fit in the queue of its reader",
+            config.queue_bytes,
+            config.message_bytes
+        );
+    }
+    Ok(())
+}
+
+/// What the parent drew for this child, else a fresh one.
+fn incarnation() -> anyhow::Result<Incarnation> {
+    match std::env::var(INCARNATION_VARIABLE) {
+        Ok(text) => text.parse().with_context(|| {
+            format!("{INCARNATION_VARIABLE} is set by the node's parent and by nobody else")
+        }),
+        Err(_) => Ok(parent::draw_incarnation()?),
+    }
+}
+
+fn host_name() -> anyhow::Result<NodeId> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    name.parse()
+        .with_context(|| format!("the host name {name:?} cannot be the node's name; give one with --name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usher_shared::secret::Token;
+
+    fn config(settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
+        let args = NodeArgs {
+            config: None,
+            no_parent: true,
+            settings: NodeSettings {
+                name: settings.name.or("node-1".parse().ok()),
+                ..settings
+            },
+        };
+        configure(&args, 20_000).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn defaults_fit_each_other() {
+        let config = config(NodeSettings::default()).unwrap();
+        assert_eq!(config.capacity.connections, 19_500);
+        assert_eq!(config.brokers, ["ws://127.0.0.1:7402"]);
+        assert_eq!(config.stop_budget, Duration::from_secs(25));
+    }
+
+    #[test]
+    fn a_listener_beyond_loopback_needs_the_token() {
+        let mut open = config(NodeSettings::default()).unwrap();
+        open.listen = "0.0.0.0:7410".parse().unwrap();
+        let error = check(&open).unwrap_err().to_string();
+        assert!(
+            error.contains("USHER_NODE_TOKEN") && error.contains("0.0.0.0:7410"),
+            "{error}"
+        );
+        open.token = Token::new("0123456789abcdef").ok();
+        assert!(check(&open).is_ok());
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_the_flag() {
+        let refused = |settings: NodeSettings| config(settings).unwrap_err().to_string();
+        let weight = refused(NodeSettings {
+            weight: Some(0),
+            ..NodeSettings::default()
+        });
+        assert!(weight.contains("--weight"), "{weight}");
+        let queue = refused(NodeSettings {
+            queue_bytes: Some(10),
+            ..NodeSettings::default()
+        });
+        assert!(queue.contains("--queue-bytes"), "{queue}");
+    }
+}

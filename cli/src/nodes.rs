@@ -1,0 +1,182 @@
+//! `usher nodes`: who is in the pool and how busy each is.
+
+use clap::Args;
+use std::process::ExitCode;
+use usher_shared::id::NodeId;
+use usher_shared::rest::{Gate, NodeView, NodesView};
+
+use crate::api::{Api, AskArgs, json};
+use crate::duration::for_people;
+use crate::failure::Failure;
+use crate::output;
+use crate::table::{self, Column, NONE, bytes, cores, ppm};
+
+/// The nodes, how busy each is, and what keeps new teams away
+#[derive(Args)]
+#[command(
+    after_help = "BUSY is the score: the node with the lowest gets the next team. CPU is the moving\n\
+    average in cores, of the cores the node may use.\n\n\
+    Examples:\n  usher nodes\n  usher nodes node-1\n  usher nodes --json | jq '.nodes[].score'"
+)]
+pub(crate) struct NodesArgs {
+    /// Only this node
+    #[arg(value_name = "NODE")]
+    node: Option<NodeId>,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+pub(crate) async fn run(args: NodesArgs) -> Result<ExitCode, Failure> {
+    let api = Api::new(&args.ask.admin)?;
+    let view = match &args.node {
+        Some(node) => {
+            let node: NodeView = api.get(&format!("/v1/nodes/{node}")).await?;
+            NodesView { nodes: vec![node] }
+        }
+        None => api.get("/v1/nodes").await?,
+    };
+    if args.ask.json {
+        match (&args.node, view.nodes.first()) {
+            (Some(_), Some(node)) => output::line(&json(node)?),
+            _ => output::line(&json(&view)?),
+        }
+    } else if view.nodes.is_empty() {
+        output::line("no node has joined yet; start one with `usher node --broker ws://BROKER:7402`");
+    } else {
+        output::text(&render(&view));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(view: &NodesView) -> String {
+    const COLUMNS: [Column; 10] = [
+        Column::Text("NODE"),
+        Column::Text("STATE"),
+        Column::Number("TEAMS"),
+        Column::Number("CONNECTIONS"),
+        Column::Number("BUSY"),
+        Column::Number("CPU"),
+        Column::Number("MEMORY"),
+        Column::Number("HEARD"),
+        Column::Text("KEEPS NEW TEAMS AWAY"),
+        Column::Text("URL"),
+    ];
+    let rows = view.nodes.iter().map(|node| {
+        vec![
+            node.node.to_string(),
+            state(node),
+            node.teams.to_string(),
+            node.connections.to_string(),
+            ppm(node.score.busy_ppm),
+            format!("{}/{}", cores(node.cpu_average), cores(node.cores)),
+            bytes(node.memory_bytes),
+            for_people(node.heartbeat_age_ms),
+            gates(&node.gates),
+            node.url.clone(),
+        ]
+    });
+    table::render(&COLUMNS, rows)
+}
+
+fn state(node: &NodeView) -> String {
+    match &node.operation {
+        Some(operation) => format!("{} ({operation})", node.state.as_str()),
+        None => node.state.as_str().to_owned(),
+    }
+}
+
+fn gates(gates: &[Gate]) -> String {
+    if gates.is_empty() {
+        return NONE.to_owned();
+    }
+    let words: Vec<&str> = gates.iter().map(|gate| words(*gate)).collect();
+    words.join(", ")
+}
+
+/// A gate as a person would say it.
+pub(crate) const fn words(gate: Gate) -> &'static str {
+    match gate {
+        Gate::NotReady => "not ready",
+        Gate::Cordoned => "cordoned",
+        Gate::Draining => "draining",
+        Gate::Silent => "silent",
+        Gate::FullTeams => "holds as many teams as it may",
+        Gate::FullConnections => "holds as many connections as it may",
+        Gate::Descriptors => "out of file descriptors",
+        Gate::Clock => "clock off by more than 5 s",
+        Gate::Region => "another region",
+        Gate::Labels => "lacks a label",
+        Gate::Pin => "team is pinned elsewhere",
+        Gate::Leaving => "the team leaves it",
+        Gate::Young => "young, had twice its share",
+        Gate::CpuCeiling => "CPU over the ceiling",
+        Gate::Pressure => "machine under pressure",
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use usher_shared::id::Incarnation;
+    use usher_shared::link::Capacity;
+    use usher_shared::quantity::{Millicores, Weight};
+    use usher_shared::rest::{NodeState, ScoreView};
+
+    pub(crate) fn score(name: &str, teams_ppm: u64, cpu_ppm: u64, teams: u32) -> ScoreView {
+        ScoreView {
+            node: name.parse().unwrap(),
+            busy_ppm: teams_ppm + cpu_ppm,
+            teams_ppm,
+            cpu_ppm,
+            teams,
+            cpu_average: Millicores::clamped(120),
+            cpu_pending: Millicores::clamped(10),
+            last_resort: None,
+        }
+    }
+
+    pub(crate) fn node(name: &str, incarnation: u128, state: NodeState, teams: u32) -> NodeView {
+        NodeView {
+            node: name.parse().unwrap(),
+            incarnation: Incarnation::from_bits(incarnation),
+            state,
+            version: "0.1.0".to_owned(),
+            url: format!("ws://127.0.0.1:7410/{name}"),
+            region: None,
+            zone: None,
+            labels: BTreeMap::new(),
+            weight: Weight::NODE,
+            cores: Millicores::clamped(2_000),
+            capacity: Capacity {
+                teams: 10,
+                connections: 10,
+            },
+            teams,
+            connections: 2 * teams,
+            cpu_now: Millicores::clamped(0),
+            cpu_average: Millicores::clamped(120),
+            memory_bytes: 41_943_040,
+            score: score(name, 480_000, 60_000, teams),
+            gates: Vec::new(),
+            heartbeat_age_ms: 412,
+            operation: None,
+        }
+    }
+
+    #[test]
+    fn nodes_stand_in_a_table() {
+        let mut second = node("node-2", 2, NodeState::Draining, 9);
+        second.gates = vec![Gate::Draining, Gate::Young];
+        second.operation = Some("drain-1".parse().unwrap());
+        let view = NodesView {
+            nodes: vec![node("node-1", 1, NodeState::Ready, 120), second],
+        };
+        assert_eq!(
+            render(&view),
+            "NODE    STATE               TEAMS  CONNECTIONS  BUSY        CPU  MEMORY   HEARD  KEEPS NEW TEAMS AWAY                  URL\n\
+             node-1  ready                 120          240  0.54  0.12/2.00   41 MB  412 ms  -                                     ws://127.0.0.1:7410/node-1\n\
+             node-2  draining (drain-1)      9           18  0.54  0.12/2.00   41 MB  412 ms  draining, young, had twice its share  ws://127.0.0.1:7410/node-2\n"
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! `usher status`: the broker at a glance.
+
+use clap::Args;
+use std::process::ExitCode;
+use usher_shared::rest::{BrokerState, StatusView};
+
+use crate::api::{Api, AskArgs, json};
+use crate::duration::for_people;
+use crate::failure::Failure;
+use crate::output;
+use crate::table::ppm;
+
+/// The broker at a glance: its state, nodes, teams, connections
+#[derive(Args)]
+#[command(after_help = "Examples:\n  usher status\n  usher status --json | jq .imbalance_ppm")]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode, Failure> {
+    let status: StatusView = Api::new(&args.ask.admin)?.get("/v1/status").await?;
+    if args.ask.json {
+        output::line(&json(&status)?);
+    } else {
+        output::text(&render(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(status: &StatusView) -> String {
+    let state = match status.state {
+        BrokerState::Ready => "ready",
+        BrokerState::Grace => {
+            "in grace: lately started, owners change only on proof until the nodes have reported"
+        }
+        BrokerState::SelfPreservation => {
+            "in self-preservation: too many nodes went silent at once, nothing moves on silence alone"
+        }
+    };
+    let nodes: Vec<String> = status
+        .nodes
+        .iter()
+        .filter(|(_, number)| **number > 0)
+        .map(|(state, number)| format!("{number} {}", state.as_str()))
+        .collect();
+    let nodes = if nodes.is_empty() {
+        "none".to_owned()
+    } else {
+        nodes.join(", ")
+    };
+    let unplaced = match status.teams_unplaced {
+        0 => String::new(),
+        number => format!(", {number} of them without a node that may take them"),
+    };
+    format!(
+        "broker       {state}\n\
+         nodes        {nodes}\n\
+         teams        {}{unplaced}\n\
+         connections  {}\n\
+         imbalance    {} (busiest node's team load over the mean; 1.00 is even)\n\
+         operations   {} running\n\
+         up           {}, version {}, term {}, cluster {}\n",
+        status.teams,
+        status.connections,
+        ppm(status.imbalance_ppm),
+        status.operations_running,
+        for_people(status.uptime_ms),
+        status.version,
+        status.term,
+        status.cluster,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use usher_shared::quantity::Term;
+    use usher_shared::rest::NodeState;
+
+    #[test]
+    fn a_status_reads_at_a_glance() {
+        let status = StatusView {
+            cluster: usher_shared::id::ClusterId::from_bits(10),
+            broker: usher_shared::id::BrokerId::from_bits(11),
+            term: Term::new(3).unwrap(),
+            version: "0.1.0".to_owned(),
+            state: BrokerState::Ready,
+            uptime_ms: 61_000,
+            nodes: BTreeMap::from([(NodeState::Ready, 2), (NodeState::Dead, 1)]),
+            teams: 300,
+            teams_unplaced: 2,
+            connections: 600,
+            imbalance_ppm: 1_020_000,
+            operations_running: 1,
+        };
+        assert_eq!(
+            render(&status),
+            "broker       ready\n\
+             nodes        2 ready, 1 dead\n\
+             teams        300, 2 of them without a node that may take them\n\
+             connections  600\n\
+             imbalance    1.02 (busiest node's team load over the mean; 1.00 is even)\n\
+             operations   1 running\n\
+             up           61 s, version 0.1.0, term 3, cluster 0000000000000000000000000000000a\n"
+        );
+    }
+}
