@@ -1,15 +1,307 @@
-//! The Usher broker.
+//! The Usher broker: the IO around [`usher_placement`], which decides.
+//!
+//! | question | file |
+//! | --- | --- |
+//! | who owns the core, and in what order is what it says carried out? | `event_loop`, `pipeline` |
+//! | where does this client go, and how is it told? | [`redirect`], `query`, `origin`, `in_band` |
+//! | what may be answered without the core? | [`routes`] |
+//! | what does an operator see and do? | `admin`, `body`, `figures` |
+//! | how do nodes and the core talk? | `node_link`, `link_message`, `outlet`, `probe` |
+//! | what survives a crash? | [`store`] |
+//! | who may come in? | [`keys`], `origin` |
 
+mod admin;
+mod body;
+mod clients;
 mod config;
+mod error;
+mod event_loop;
+mod figures;
+mod handle;
+mod in_band;
+pub mod keys;
+mod link_message;
+mod node_link;
+pub mod origin;
+mod outlet;
+mod page;
+mod pipeline;
+mod probe;
+pub mod query;
+mod random;
+pub mod redirect;
+pub mod routes;
+pub mod store;
+mod telemetry;
 
 pub use config::Config;
+pub use error::BrokerError;
+pub use random::NoRandomness;
 
-/// Why a broker could not start or had to stop.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    /// A listener could not be opened.
-    #[error(transparent)]
-    Bind(#[from] usher_listen::accept::BindError),
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use usher_listen::accept::{self, Limits};
+use usher_listen::telemetry::Telemetry;
+use usher_placement::{Core, Settings};
+use usher_shared::clock;
+use usher_shared::grant::GrantSigner;
+use usher_shared::id::{BrokerId, ClusterId};
+use usher_shared::quantity::Term;
+
+use crate::admin::Admin;
+use crate::clients::Clients;
+use crate::handle::{CoreHandle, Vitals};
+use crate::in_band::InBand;
+use crate::keys::{KeyError, Keyring};
+use crate::node_link::NodeLinks;
+use crate::origin::Origins;
+use crate::redirect::{Redirector, Rules};
+use crate::routes::RouteTable;
+use crate::store::{SledStore, Store, StoreError};
+
+/// How long links may take to close at a stop.
+const LINK_STOP: Duration = Duration::from_secs(2);
+
+/// A broker that has started: its listeners are bound, its routes are known, and it answers nobody
+/// until [`Broker::serve`].
+pub struct Broker {
+    addresses: Addresses,
+    term: Term,
+    listeners: Listeners,
+    core: CoreHandle,
+    loop_thread: std::thread::JoinHandle<()>,
+    /// Cancelled when the loop has ended, for whatever reason.
+    loop_ended: CancellationToken,
+    /// Ends the loop, also when the broker is dropped without having served.
+    loop_stop: DropGuard,
+    config: Config,
+    origins: Origins,
+    routes: Arc<RouteTable>,
+    keys: Arc<Keyring>,
+    telemetry: Telemetry,
+}
+
+/// Where a broker listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Clients.
+    pub clients: SocketAddr,
+    /// Operators.
+    pub admin: SocketAddr,
+    /// Nodes.
+    pub node_link: SocketAddr,
+}
+
+struct Listeners {
+    clients: TcpListener,
+    admin: TcpListener,
+    node_link: TcpListener,
+}
+
+impl Broker {
+    /// Opens the store, binds the listeners, begins a term, and publishes the routes that the store
+    /// knows. In this order, so that a port in use costs no term, and a damaged store no port.
+    ///
+    /// # Errors
+    /// [`BrokerError`] with the remedy.
+    pub async fn start(config: Config) -> Result<Self, BrokerError> {
+        check(&config)?;
+        keys::make_data_folder(&config.data)?;
+        let data = config.data.clone();
+        let store = blocking(move || SledStore::open(&data)).await?;
+        Self::start_on(config, store).await
+    }
+
+    /// The same, on a store of the caller's.
+    ///
+    /// # Errors
+    /// [`BrokerError`] with the remedy.
+    pub async fn start_on(config: Config, store: impl Store + 'static) -> Result<Self, BrokerError> {
+        let (settings, origins) = check(&config)?;
+        let telemetry = Telemetry::install().map_err(|error| BrokerError::Telemetry(Box::new(error)))?;
+        telemetry::describe();
+
+        keys::make_data_folder(&config.data)?;
+        let mut store: Box<dyn Store> = Box::new(store);
+        let (mut store, stored) = blocking(move || store.load().map(|stored| (store, stored))).await?;
+        let master = match config.master_key.clone() {
+            Some(master) => master,
+            // After the store was locked, so that two brokers do not each make one.
+            None => keys::read_or_make_master_key(&config.data)?,
+        };
+        let (listeners, addresses) = Listeners::bind(&config)?;
+
+        let cluster = match stored.cluster {
+            Some(cluster) => cluster,
+            None => ClusterId::from_bits(random::bits()?),
+        };
+        let term = stored.term.next();
+        if term == stored.term {
+            return Err(BrokerError::TermsUsedUp);
+        }
+        store = blocking(move || store.begin(cluster, term).map(|()| store)).await?;
+
+        let keys = Arc::new(Keyring::new(master.clone()));
+        let routes = Arc::new(RouteTable::new(Arc::clone(&keys)));
+        let public_url = match &config.public_url {
+            Some(url) => url.clone(),
+            None => format!("http://{}", addresses.clients),
+        };
+        let core = Core::new(
+            settings,
+            stored.into_snapshot(cluster, term),
+            BrokerId::from_bits(random::bits()?),
+            public_url,
+            GrantSigner::new(master.grant_key(), cluster),
+            clock::boottime(),
+            clock::wall_ms(),
+        );
+        let loop_stop = CancellationToken::new();
+        let loop_ended = CancellationToken::new();
+        let (core, loop_thread) = event_loop::start(event_loop::Parts {
+            core,
+            store,
+            routes: Arc::clone(&routes),
+            keys: Arc::clone(&keys),
+            vitals: Arc::new(Vitals::default()),
+            stop: loop_stop.clone(),
+            ended: loop_ended.clone(),
+        })
+        .await
+        .map_err(BrokerError::System)?;
+        tracing::info!(
+            clients = %addresses.clients,
+            admin = %addresses.admin,
+            node_link = %addresses.node_link,
+            %cluster,
+            %term,
+            "broker started"
+        );
+        Ok(Self {
+            addresses,
+            term,
+            listeners,
+            core,
+            loop_thread,
+            loop_ended,
+            loop_stop: loop_stop.drop_guard(),
+            config,
+            origins,
+            routes,
+            keys,
+            telemetry,
+        })
+    }
+
+    /// Where it listens; a port that was given as 0 is the one that the system chose.
+    #[must_use]
+    pub const fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Its term.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Serves until `stop`, then closes the links (nodes go on without a broker), makes durable what
+    /// was decided, and gives the store free.
+    ///
+    /// # Errors
+    /// [`BrokerError::LoopEnded`] when the event loop died.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), BrokerError> {
+        let upkeep = tokio::spawn(self.telemetry.clone().upkeep());
+        let stop = stop.child_token();
+        let config = &self.config;
+        let limits = Limits {
+            connections: config.max_client_connections,
+            ..Limits::default()
+        };
+        let on_loopback = config.clients.ip().is_loopback();
+        let rules = Rules {
+            auto_create: config
+                .auto_create
+                .unwrap_or(on_loopback || config.client_token.is_some()),
+            client_token: config.client_token.clone(),
+            origins: self.origins.clone(),
+            refuse_rebinding: on_loopback && config.public_url.is_none(),
+        };
+        let clients = Arc::new(Clients {
+            redirector: Redirector::new(self.routes, Arc::clone(&self.keys), rules),
+            origins: self.origins,
+            core: self.core.clone(),
+            in_band: InBand::new(),
+        });
+        let clients = accept::serve(
+            self.listeners.clients,
+            limits,
+            stop.clone(),
+            service_fn(move |request: http::Request<Incoming>| {
+                let clients = Arc::clone(&clients);
+                async move { Ok::<_, Infallible>(clients.answer(request).await) }
+            }),
+        );
+
+        let router = admin::router(Admin {
+            core: self.core.clone(),
+            telemetry: self.telemetry,
+            operator_token: config.operator_token.clone(),
+            origins: Origins::new(&[], config.admin.ip().is_loopback()).unwrap_or_default(),
+        });
+        let limits = Limits {
+            connections: 1_024,
+            ..Limits::default()
+        };
+        let admin = accept::serve(
+            self.listeners.admin,
+            limits,
+            stop.clone(),
+            TowerToHyperService::new(router),
+        );
+
+        let links = Arc::new(NodeLinks::new(
+            self.core,
+            config.node_token.clone(),
+            Duration::from_millis(config.lease_ms),
+            stop.clone(),
+        ));
+        let link_service = Arc::clone(&links);
+        let node_link = accept::serve(
+            self.listeners.node_link,
+            limits,
+            stop.clone(),
+            service_fn(move |request: http::Request<Incoming>| {
+                let links = Arc::clone(&link_service);
+                async move { Ok::<_, Infallible>(links.answer(request).await) }
+            }),
+        );
+
+        let watch = async {
+            tokio::select! {
+                () = self.loop_ended.cancelled() => {
+                    stop.cancel();
+                    Err(BrokerError::LoopEnded)
+                }
+                () = stop.cancelled() => Ok(()),
+            }
+        };
+        let (watched, (), (), ()) = tokio::join!(watch, clients, admin, node_link);
+        let _ = tokio::time::timeout(LINK_STOP, links.closed()).await;
+        drop(self.loop_stop);
+        let thread = self.loop_thread;
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        upkeep.abort();
+        tracing::info!("broker stopped");
+        watched
+    }
 }
 
 /// Runs a broker until it is told to stop (SIGTERM or SIGINT).
@@ -17,6 +309,74 @@ pub enum BrokerError {
 /// # Errors
 /// [`BrokerError`] with the remedy.
 pub async fn run(config: Config) -> Result<(), BrokerError> {
-    let _ = config;
-    Ok(())
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::System)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(BrokerError::System)?;
+    let broker = Broker::start(config).await?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let waiting = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        told.cancel();
+    });
+    let served = broker.serve(stop).await;
+    waiting.abort();
+    served
+}
+
+impl Listeners {
+    fn bind(config: &Config) -> Result<(Self, Addresses), BrokerError> {
+        let clients = accept::bind(config.clients, "the clients' listener", "--clients")?;
+        let admin = accept::bind(config.admin, "the admin listener", "--admin")?;
+        let node_link = accept::bind(config.node_link, "the node link", "--node-link")?;
+        let addresses = Addresses {
+            clients: clients.local_addr().map_err(BrokerError::System)?,
+            admin: admin.local_addr().map_err(BrokerError::System)?,
+            node_link: node_link.local_addr().map_err(BrokerError::System)?,
+        };
+        let listeners = Self {
+            clients,
+            admin,
+            node_link,
+        };
+        Ok((listeners, addresses))
+    }
+}
+
+/// Everything about a configuration that can be known to be wrong without touching anything.
+fn check(config: &Config) -> Result<(Settings, Origins), BrokerError> {
+    keys::check_locks(config)?;
+    let settings = Settings {
+        lease_ms: config.lease_ms,
+        heartbeat_ms: config.heartbeat_ms,
+        forget_ms: config.forget_ms,
+        max_teams: config.max_teams,
+        ..Settings::default()
+    };
+    settings.check()?;
+    let mut listed = config.allow_origins.clone();
+    // Pages of the broker's own public URL may ask, too.
+    listed.extend(config.public_url.clone());
+    let on_loopback = config.clients.ip().is_loopback();
+    let origins = Origins::new(&listed, on_loopback).map_err(|given| KeyError::Origin { given })?;
+    Ok((settings, origins))
+}
+
+/// Runs what blocks where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(StoreError::Io {
+                path: String::new(),
+                source: Box::new(error),
+            }),
+        },
+    }
 }

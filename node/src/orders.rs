@@ -6,13 +6,14 @@ use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::TeamId;
 use usher_shared::link::{EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome};
 use usher_shared::quantity::Term;
-use usher_shared::way::split_scheme;
+use usher_shared::way::{LocationForm, split_scheme};
 
 use crate::authority::Disobey;
 use crate::floor::{Broker, Floor, Link, State, jitter};
 use crate::holdings::{Departing, Effect};
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::pacing::Who;
+use crate::send_back::Target;
 
 /// The most entries of `idle_teams` in a heartbeat.
 const MAX_IDLE: usize = 256;
@@ -114,17 +115,16 @@ impl Floor {
     fn depart(&self, state: &mut State, departing: &Departing) {
         let spread = state.pacer.plan(departing, boottime(), rand::random());
         self.planned.notify_one();
-        let broker = state.broker.clone();
+        let broker = state.broker.as_ref();
+        let connect = broker.and_then(|broker| Target::connect(&broker.public_url, &departing.team, ""));
         for (index, member) in (0..).zip(members(state, &departing.team)) {
             if member.speaks == Speaks::Plain {
                 continue;
             }
-            let Some(broker) = &broker else { continue };
+            let Some(connect) = &connect else { continue };
             let told = Control::Move {
-                url: format!(
-                    "{}/connect/{}?from={}",
-                    broker.public_url, departing.team, member.id
-                ),
+                // Told on a WebSocket, to be opened as one: few libraries take `http` for that.
+                url: format!("{}?from={}", connect.url(LocationForm::Ws), member.id),
                 after_ms: spread.slot_ms(index),
                 by_ms: departing.by_ms,
                 reason: departing.reason.to_string(),

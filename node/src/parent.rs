@@ -96,12 +96,14 @@ pub fn draw_incarnation() -> Result<Incarnation, ParentError> {
 pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
     let brokers: Result<Vec<BrokerAddress>, _> = config.brokers.iter().map(|broker| broker.parse()).collect();
     let brokers = brokers?;
+    // Once: a path read after the executable was replaced would be that of a deleted file.
+    let executable = std::env::current_exe().map_err(ParentError::Spawn)?;
     let mut signals = Signals::new()?;
     let mut backoff = FIRST_RESTART;
     loop {
         let incarnation = draw_incarnation()?;
         let began = Instant::now();
-        let mut child = start(&config, incarnation)?;
+        let mut child = start(&executable, &config, incarnation)?;
         let (status, told_to_stop) = watch(&mut child, &mut signals).await?;
         tell(&config, &brokers, incarnation).await;
         let code = exit_code(status);
@@ -147,8 +149,11 @@ impl Signals {
     }
 }
 
-fn start(config: &ParentConfig, incarnation: Incarnation) -> Result<Child, ParentError> {
-    let executable = std::env::current_exe().map_err(ParentError::Spawn)?;
+fn start(
+    executable: &std::path::Path,
+    config: &ParentConfig,
+    incarnation: Incarnation,
+) -> Result<Child, ParentError> {
     Command::new(executable)
         .args(&config.args)
         .env(INCARNATION_VARIABLE, incarnation.to_string())

@@ -33,7 +33,7 @@ async fn a_drain_moves_usher_clients_at_once_and_closes_plain_ones_at_their_slot
     assert_eq!(
         usher.told().await,
         Control::Move {
-            url: format!("{PUBLIC_URL}/connect/T1?from={connection}"),
+            url: format!("ws://broker.test:7400/connect/T1?from={connection}"),
             after_ms: 300,
             by_ms: 1_000,
             reason: "drain".to_owned(),

@@ -71,7 +71,8 @@ impl Command {
     /// Whether this must wait until every earlier write is durable.
     ///
     /// A heartbeat's acknowledgement need not: a slow disk must not cost healthy nodes their lease.
-    /// It must still not overtake an earlier command on its own link.
+    /// It must still not overtake an earlier command on its own link, unless the store is stalled:
+    /// then it may pass what only gives the node more (never a welcome, a revoke or a close).
     #[must_use]
     pub fn waits_for_store(&self) -> bool {
         match self {

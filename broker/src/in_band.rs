@@ -1,0 +1,178 @@
+//! Sockets that are accepted only to say where to go, because their client can be told no other way.
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use usher_listen::answer::{self, Answer};
+use usher_shared::frame::SUBPROTOCOL;
+use usher_shared::rest::Problem;
+
+use crate::random;
+use crate::redirect::Farewell;
+
+/// How long the client may take to answer the close (RFC 6455 section 7.1.1 lets the server end
+/// the TCP connection then).
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// Sockets at once, each with a descriptor for a few seconds at most.
+const AT_ONCE: usize = 1_024;
+/// What such a client may send while it is told; anything more ends the socket.
+const MAX_INCOMING: usize = 16 * 1_024;
+
+/// Room for such sockets.
+#[derive(Clone, Debug)]
+pub(crate) struct InBand {
+    room: Arc<Semaphore>,
+}
+
+impl InBand {
+    pub(crate) fn new() -> Self {
+        Self {
+            room: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+
+    /// Accepts the upgrade, and says `farewell` once it is done.
+    pub(crate) fn accept(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        upgrade: Option<OnUpgrade>,
+        farewell: Farewell,
+    ) -> Answer {
+        let permit = match Arc::clone(&self.room).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let busy = Problem::new(503, "busy", "too many sockets are being sent on; come back later");
+                return answer::problem(&busy.retry_after(random::jittered(1_000)));
+            }
+        };
+        match (accept_upgrade(method, headers), upgrade) {
+            (Handshake::Accepted(accepted), Some(upgrade)) => {
+                tokio::spawn(say(upgrade, farewell, permit));
+                accepted
+            }
+            (Handshake::Refused(refused), _) => refused,
+            (Handshake::Accepted(_), None) => answer::problem(&bad_upgrade()),
+        }
+    }
+}
+
+fn bad_upgrade() -> Problem {
+    Problem::new(
+        400,
+        "bad_upgrade",
+        "a WebSocket handshake is a GET with Sec-WebSocket-Version 13 and a Sec-WebSocket-Key of 16 bytes in base64",
+    )
+}
+
+/// The 101 to a handshake (RFC 6455 section 4.2.2), or the problem with it.
+pub(crate) enum Handshake {
+    /// Answer this and take over the socket.
+    Accepted(Answer),
+    /// Answer this.
+    Refused(Answer),
+}
+
+pub(crate) fn accept_upgrade(method: &Method, headers: &HeaderMap) -> Handshake {
+    let version = headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
+    if version != Some(b"13") {
+        let mut refused = answer::problem(&Problem {
+            status: 426,
+            ..bad_upgrade()
+        });
+        refused
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Handshake::Refused(refused);
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);
+    // 16 bytes are 22 digits and two signs of padding.
+    let sound = |key: &&[u8]| {
+        let digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
+        key.len() == 24 && key.ends_with(b"==") && key[..22].iter().all(digit)
+    };
+    let Some(key) = key.filter(sound).filter(|_| *method == Method::GET) else {
+        return Handshake::Refused(answer::problem(&bad_upgrade()));
+    };
+    let mut accepted = answer::text(StatusCode::SWITCHING_PROTOCOLS, "");
+    let ours = accepted.headers_mut();
+    ours.clear();
+    ours.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    ours.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key)) {
+        ours.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if let Some(protocol) = chosen_protocol(headers) {
+        ours.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    Handshake::Accepted(accepted)
+}
+
+/// Ours if offered, else the first: a browser fails a connection whose offer was not taken up.
+fn chosen_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
+    let offers = headers
+        .get_all(SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|offer| !offer.is_empty());
+    let mut first = None;
+    for offer in offers {
+        if offer == SUBPROTOCOL {
+            return Some(HeaderValue::from_static(SUBPROTOCOL));
+        }
+        first = first.or(Some(offer));
+    }
+    first.and_then(|offer| HeaderValue::from_str(offer).ok())
+}
+
+async fn say(upgrade: OnUpgrade, farewell: Farewell, permit: OwnedSemaphorePermit) {
+    let spoken = tokio::time::timeout(CLOSE_PATIENCE, async {
+        let Ok(upgraded) = upgrade.await else { return };
+        let config = WebSocketConfig::default()
+            .read_buffer_size(1_024)
+            .write_buffer_size(0)
+            .max_write_buffer_size(64 * 1_024)
+            .max_message_size(Some(MAX_INCOMING))
+            .max_frame_size(Some(MAX_INCOMING));
+        let socket = TokioIo::new(upgraded);
+        let mut socket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await;
+        if let Some(frame) = farewell.frame
+            && socket.send(Message::text(frame)).await.is_err()
+        {
+            return;
+        }
+        let close = CloseFrame {
+            code: WireCode::from(farewell.code.number()),
+            reason: farewell.reason.into(),
+        };
+        if socket.send(Message::Close(Some(close))).await.is_err() {
+            return;
+        }
+        // Read until the client's echo. Nothing is sent in answer to it: a second close frame turns
+        // the code that the page sees into 1006 in Chromium.
+        let mut incoming = 0;
+        while let Some(Ok(message)) = socket.next().await {
+            incoming += message.len();
+            if incoming > MAX_INCOMING {
+                return;
+            }
+        }
+    });
+    let _ = spoken.await;
+    drop(permit);
+}

@@ -1,0 +1,114 @@
+//! A node's message as an event for the core, once its bounds hold.
+
+use usher_placement::{Event, LinkId};
+use usher_shared::clock;
+use usher_shared::link::{MAX_LIST, ToBroker};
+
+/// As documented for [`usher_shared::link::Heartbeat::idle_teams`].
+const MAX_IDLE: usize = 256;
+/// As documented for [`usher_shared::link::Heartbeat::hot_teams`].
+const MAX_HOT: usize = 16;
+
+/// What a node must not send.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadMessage {
+    #[error("messages are JSON in text frames; this one was binary")]
+    Binary,
+    #[error("the message cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("a list has {length} entries and may have {most}")]
+    List { length: usize, most: usize },
+    #[error("a link says hello once; open another link to say it again")]
+    SecondHello,
+}
+
+impl BadMessage {
+    /// The metric's label.
+    pub(crate) const fn what(&self) -> &'static str {
+        match self {
+            Self::SecondHello => "order",
+            Self::Binary | Self::Json(_) | Self::List { .. } => "bound",
+        }
+    }
+}
+
+/// The event in a message; none in one of a type that is not known here.
+pub(crate) fn event_of(link: LinkId, message: ToBroker) -> Result<Option<Event>, BadMessage> {
+    let event = match message {
+        ToBroker::Hello(_) => return Err(BadMessage::SecondHello),
+        ToBroker::Inventory(page) => {
+            bounded(page.teams.len(), MAX_LIST)?;
+            Event::Inventory { link, page }
+        }
+        ToBroker::Heartbeat(heartbeat) => {
+            bounded(heartbeat.idle_teams.len(), MAX_IDLE)?;
+            bounded(heartbeat.hot_teams.len(), MAX_HOT)?;
+            Event::Heartbeat {
+                link,
+                heartbeat,
+                wall_ms: clock::wall_ms(),
+            }
+        }
+        ToBroker::Prepared(held) => Event::Prepared { link, held },
+        ToBroker::Yielded(held) => Event::Yielded { link, held },
+        ToBroker::Released(held) => Event::Released { link, held },
+        ToBroker::Arrived(arrivals) => {
+            bounded(arrivals.connections.len(), MAX_LIST)?;
+            Event::Arrived { link, arrivals }
+        }
+        ToBroker::Left(departures) => {
+            bounded(departures.connections.len(), MAX_LIST)?;
+            Event::Left { link, departures }
+        }
+        ToBroker::Bye { budget_ms } => Event::Bye { link, budget_ms },
+        ToBroker::Unknown => return Ok(None),
+    };
+    Ok(Some(event))
+}
+
+fn bounded(length: usize, most: usize) -> Result<(), BadMessage> {
+    if length <= most {
+        Ok(())
+    } else {
+        Err(BadMessage::List { length, most })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<Event>, BadMessage> {
+        event_of(LinkId(1), serde_json::from_str(text)?)
+    }
+
+    #[test]
+    fn a_list_over_its_bound_is_refused() {
+        let entry = r#"{"team":"T","epoch":1,"grant":"g","state":"owned","connections":0}"#;
+        let page = |count: usize| {
+            let entries = vec![entry; count].join(",");
+            format!(r#"{{"type":"inventory","teams":[{entries}],"more":false}}"#)
+        };
+        assert!(matches!(read(&page(MAX_LIST)), Ok(Some(Event::Inventory { .. }))));
+        assert!(matches!(read(&page(MAX_LIST + 1)), Err(BadMessage::List { .. })));
+    }
+
+    #[test]
+    fn an_unknown_type_is_no_event_and_no_error() {
+        assert!(matches!(read(r#"{"type":"later"}"#), Ok(None)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"type":"yielded","team":"..","epoch":1}"#,
+            r#"{"type":"released","team":"T","epoch":9007199254740992}"#,
+            r#"{"type":"bye","budget_ms":-1}"#,
+        ] {
+            assert!(matches!(read(bad), Err(BadMessage::Json(_))), "{bad}");
+        }
+    }
+}

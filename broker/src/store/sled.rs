@@ -1,0 +1,419 @@
+//! The embedded store.
+//!
+//! sled's `flush` is `sync_file_range` on Linux, which leaves the disk's own cache and new file
+//! sizes out, and it does not sync the files that it keeps large values in; so after each flush
+//! those files are fsynced here.
+
+use sled::Batch;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use usher_placement::Record;
+use usher_shared::id::ClusterId;
+use usher_shared::quantity::Term;
+
+use super::encoding;
+use super::reading::{Reader, named};
+use super::{Store, StoreError, Stored};
+
+/// A killed container's lock may outlive it for a moment (spacejam/sled#1533).
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// sled takes every worker's view of a batch into one log message; larger ones are cut up. The
+/// pieces of a batch are flushed together, and nothing in it is granted before.
+const PIECE: usize = 10_000;
+/// Beside the store's folder: which cluster and term the store must at least know. sled recovers
+/// from a damaged log by cutting it off, which alone would look like an older or an empty store.
+const MARKER: &str = "store.marker";
+
+/// A store in a folder of its own, by sled.
+pub struct SledStore {
+    folder: PathBuf,
+    path: String,
+    marker: PathBuf,
+    /// `None` after a failure: sled refuses all work after the first error of its log, so the next
+    /// commit opens it anew.
+    open: Option<Open>,
+}
+
+struct Open {
+    db: sled::Db,
+    log: File,
+    blobs: PathBuf,
+}
+
+impl SledStore {
+    /// Opens the store in `data`, or makes it there.
+    ///
+    /// # Errors
+    /// [`StoreError`] with the remedy: in use, damaged, disk full.
+    pub fn open(data: &Path) -> Result<Self, StoreError> {
+        let folder = data.join("store");
+        let mut store = Self {
+            path: folder.display().to_string(),
+            marker: data.join(MARKER),
+            folder,
+            open: None,
+        };
+        store.db()?;
+        Ok(store)
+    }
+
+    fn db(&mut self) -> Result<&Open, StoreError> {
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => self.open_patiently()?,
+        };
+        Ok(self.open.insert(open))
+    }
+
+    fn open_patiently(&self) -> Result<Open, StoreError> {
+        let until = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match self.open_once() {
+                Err(StoreError::InUse { .. }) if Instant::now() < until => std::thread::sleep(LOCK_PAUSE),
+                other => return other,
+            }
+        }
+    }
+
+    fn open_once(&self) -> Result<Open, StoreError> {
+        let opened = self.guarded(|| sled::Config::new().path(&self.folder).open())?;
+        let log = File::open(self.folder.join("db")).map_err(|error| self.io(error))?;
+        // The folders' own entries must be durable too, or a crash could lose the whole log.
+        for folder in [Some(self.folder.as_path()), self.folder.parent()]
+            .into_iter()
+            .flatten()
+        {
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| self.io(error))?;
+        }
+        Ok(Open {
+            db: opened,
+            log,
+            blobs: self.folder.join("blobs"),
+        })
+    }
+
+    /// Runs something of sled's. On a damaged file sled may panic instead of giving an error.
+    fn guarded<T>(&self, work: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+        match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(done) => done.map_err(|error| self.name(error)),
+            Err(_) => Err(StoreError::Damaged {
+                path: self.path.clone(),
+                detail: "sled gave up on its files".to_owned(),
+            }),
+        }
+    }
+
+    fn name(&self, error: sled::Error) -> StoreError {
+        let path = self.path.clone();
+        match error {
+            sled::Error::Io(error) if error.to_string().contains("could not acquire lock") => {
+                StoreError::InUse { path }
+            }
+            sled::Error::Io(error) => self.io(error),
+            sled::Error::Corruption { .. } => StoreError::Damaged {
+                path,
+                detail: "sled found a broken page".to_owned(),
+            },
+            sled::Error::Unsupported(detail) | sled::Error::ReportableBug(detail) => {
+                StoreError::Damaged { path, detail }
+            }
+            other => StoreError::Io {
+                path,
+                source: Box::new(other),
+            },
+        }
+    }
+
+    fn io(&self, error: std::io::Error) -> StoreError {
+        let path = self.path.clone();
+        let source = Box::new(error);
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                StoreError::DiskFull { path, source }
+            }
+            _ => StoreError::Io { path, source },
+        }
+    }
+
+    fn write(&mut self, entries: Vec<(String, Option<Vec<u8>>)>) -> Result<(), StoreError> {
+        self.db()?;
+        // Taken out, and put back only when all went well: see the field.
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let mut entries = entries.into_iter().peekable();
+        while entries.peek().is_some() {
+            let mut batch = Batch::default();
+            for (key, value) in entries.by_ref().take(PIECE) {
+                match value {
+                    Some(value) => batch.insert(key.as_bytes(), value),
+                    None => batch.remove(key.as_bytes()),
+                }
+            }
+            self.guarded(|| open.db.apply_batch(batch))?;
+        }
+        self.guarded(|| open.db.flush())?;
+        open.sync().map_err(|error| self.io(error))?;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    fn read_marker(&self) -> Result<Option<(ClusterId, Term)>, StoreError> {
+        let text = match std::fs::read_to_string(&self.marker) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.io(error)),
+        };
+        let parsed = text.trim().split_once(' ').and_then(|(cluster, term)| {
+            let term = term.parse().ok().and_then(Term::new)?;
+            Some((cluster.parse().ok()?, term))
+        });
+        match parsed {
+            Some(marker) => Ok(Some(marker)),
+            None => Err(self.regressed("the marker itself cannot be read")),
+        }
+    }
+
+    fn write_marker(&self, cluster: ClusterId, term: Term) -> std::io::Result<()> {
+        let draft = self.marker.with_extension("new");
+        std::fs::write(&draft, format!("{cluster} {term}\n"))?;
+        File::open(&draft)?.sync_all()?;
+        std::fs::rename(&draft, &self.marker)?;
+        self.folder
+            .parent()
+            .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    }
+
+    fn regressed(&self, detail: impl Into<String>) -> StoreError {
+        StoreError::Regressed {
+            path: self.path.clone(),
+            marker: MARKER,
+            detail: detail.into(),
+        }
+    }
+}
+
+impl Open {
+    fn sync(&self) -> std::io::Result<()> {
+        self.log.sync_all()?;
+        let mut any = false;
+        for blob in std::fs::read_dir(&self.blobs)? {
+            File::open(blob?.path())?.sync_all()?;
+            any = true;
+        }
+        if any {
+            File::open(&self.blobs)?.sync_all()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Store for SledStore {
+    fn load(&mut self) -> Result<Stored, StoreError> {
+        let db = self.db()?.db.clone();
+        let mut reader = Reader::new(&self.path);
+        let mut pairs = db.iter();
+        while let Some((key, value)) = self.guarded(|| pairs.next().transpose())? {
+            let key = String::from_utf8_lossy(&key);
+            reader.take(&key, &value)?;
+        }
+        let stored = reader.finish();
+        if let Some((cluster, term)) = self.read_marker()? {
+            match stored.cluster {
+                Some(held) if held == cluster && stored.term >= term => {}
+                Some(held) if held == cluster => {
+                    return Err(self.regressed(format!("term {} after term {term}", stored.term)));
+                }
+                Some(held) => return Err(self.regressed(format!("cluster {held} instead of {cluster}"))),
+                None => return Err(self.regressed(format!("nothing is left of cluster {cluster}"))),
+            }
+        }
+        Ok(stored)
+    }
+
+    fn begin(&mut self, cluster: ClusterId, term: Term) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        let db = self.db()?.db.clone();
+        let stored = self.guarded(|| db.get(encoding::TERM))?;
+        let stored: Term = match stored {
+            Some(bytes) => encoding::decode(encoding::TERM, &bytes)
+                .map_err(|fault| named(fault, &path, encoding::TERM))?,
+            None => Term::default(),
+        };
+        if stored >= term {
+            return Err(StoreError::TermTaken { stored, wanted: term });
+        }
+        let held = self.guarded(|| db.get(encoding::CLUSTER))?;
+        let cluster = match held {
+            Some(bytes) => encoding::decode(encoding::CLUSTER, &bytes)
+                .map_err(|fault| named(fault, &path, encoding::CLUSTER))?,
+            None => cluster,
+        };
+        drop(db);
+        self.write(vec![
+            (
+                encoding::CLUSTER.to_owned(),
+                Some(encoding::encode(encoding::CLUSTER, &cluster)),
+            ),
+            encoding::entry(&Record::Term(term)),
+        ])?;
+        self.write_marker(cluster, term).map_err(|error| self.io(error))
+    }
+
+    fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
+        self.write(records.iter().map(encoding::entry).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usher_placement::TeamRecord;
+    use usher_shared::quantity::{Epoch, Weight};
+    use usher_shared::rest::TeamKind;
+
+    fn term(number: u64) -> Term {
+        Term::new(number).unwrap()
+    }
+
+    fn cluster() -> ClusterId {
+        ClusterId::from_bits(7)
+    }
+
+    fn team(name: &str, epoch: u64) -> Record {
+        let record = TeamRecord {
+            owner: None,
+            epoch: Epoch::new(epoch).unwrap(),
+            kind: TeamKind::Put,
+            weight: Weight::TEAM,
+            region: None,
+            labels: Default::default(),
+            pin: None,
+        };
+        Record::Team(name.parse().unwrap(), Some(record))
+    }
+
+    #[test]
+    fn what_was_committed_is_there_after_a_reopening() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        assert_eq!(store.load().unwrap(), Stored::default());
+        store.begin(cluster(), term(1)).unwrap();
+        let reserved = Epoch::new(1_000).unwrap();
+        store
+            .commit(&[Record::Epochs { reserved }, team("a", 1), team("b", 2)])
+            .unwrap();
+        store
+            .commit(&[team("a", 3), Record::Team("b".parse().unwrap(), None)])
+            .unwrap();
+        drop(store);
+        let stored = SledStore::open(data.path()).unwrap().load().unwrap();
+        assert_eq!(
+            (stored.cluster, stored.term, stored.epochs_reserved),
+            (Some(cluster()), term(1), reserved)
+        );
+        assert_eq!(stored.teams.len(), 1);
+        assert_eq!(stored.teams[0].1.epoch.get(), 3);
+    }
+
+    #[test]
+    fn a_term_is_begun_once_and_the_cluster_stays() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(2)).unwrap();
+        assert!(matches!(
+            store.begin(cluster(), term(2)),
+            Err(StoreError::TermTaken { .. })
+        ));
+        store.begin(ClusterId::from_bits(8), term(3)).unwrap();
+        assert_eq!(store.load().unwrap().cluster, Some(cluster()));
+    }
+
+    #[test]
+    fn a_store_in_use_says_so() {
+        let data = tempfile::tempdir().unwrap();
+        let _first = SledStore::open(data.path()).unwrap();
+        assert!(matches!(
+            SledStore::open(data.path()),
+            Err(StoreError::InUse { .. })
+        ));
+    }
+
+    fn put_raw(data: &Path, key: &str, value: &[u8]) {
+        let db = sled::open(data.join("store")).unwrap();
+        db.insert(key, value).unwrap();
+        db.flush().unwrap();
+    }
+
+    #[test]
+    fn a_damaged_record_stops_the_start_and_is_named() {
+        let data = tempfile::tempdir().unwrap();
+        drop(SledStore::open(data.path()).unwrap());
+        let mut bytes = encoding::entry(&team("a", 1)).1.unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        put_raw(data.path(), "team/a", &bytes);
+        let error = SledStore::open(data.path()).unwrap().load().unwrap_err();
+        assert!(error.to_string().contains("`team/a`"), "{error}");
+        assert!(matches!(error, StoreError::BadRecord { .. }));
+    }
+
+    #[test]
+    fn a_record_of_another_version_stops_the_start() {
+        let data = tempfile::tempdir().unwrap();
+        drop(SledStore::open(data.path()).unwrap());
+        put_raw(data.path(), "meta/term", &[2, 0, 0, 0, 0, b'1']);
+        let error = SledStore::open(data.path()).unwrap().load().unwrap_err();
+        assert!(matches!(error, StoreError::UnknownVersion { version: 2, .. }));
+    }
+
+    #[test]
+    fn a_store_that_lost_its_writes_is_not_taken_for_a_new_one() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        drop(store);
+        std::fs::remove_dir_all(data.path().join("store")).unwrap();
+        let error = SledStore::open(data.path()).unwrap().load().unwrap_err();
+        assert!(matches!(error, StoreError::Regressed { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_store_of_garbage_stops_the_start_without_a_crash() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        store.commit(&[team("a", 1)]).unwrap();
+        drop(store);
+        let log = data.path().join("store/db");
+        let length = usize::try_from(std::fs::metadata(&log).unwrap().len()).unwrap();
+        std::fs::write(&log, vec![0xa5; length]).unwrap();
+        let outcome = SledStore::open(data.path()).and_then(|mut store| store.load());
+        assert!(outcome.is_err(), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_large_batch_and_a_large_record_are_durable_too() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        let many: Vec<_> = (1..=25_000).map(|n| team(&format!("t{n}"), n)).collect();
+        store.commit(&many).unwrap();
+        let wide = "x".repeat(300_000);
+        store
+            .write(vec![(
+                "team/wide".to_owned(),
+                Some(encoding::encode("team/wide", &wide)),
+            )])
+            .unwrap();
+        store.write(vec![("team/wide".to_owned(), None)]).unwrap();
+        drop(store);
+        let stored = SledStore::open(data.path()).unwrap().load().unwrap();
+        assert_eq!(stored.teams.len(), 25_000);
+    }
+}

@@ -1,0 +1,278 @@
+//! What the broker counts. Names and help texts are in one place, so that a dashboard's author finds
+//! them; figures of nodes are rendered at each scrape by [`crate::figures`].
+
+use metrics::{
+    Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use std::time::Duration;
+use usher_placement::Notice;
+use usher_shared::rest::Cause;
+
+pub(crate) const REDIRECTS: &str = "usher_redirects_total";
+pub(crate) const REFUSED: &str = "usher_connect_refused_total";
+pub(crate) const BAD_TICKETS: &str = "usher_tickets_bad_total";
+pub(crate) const ASSIGNMENTS: &str = "usher_assignments_total";
+pub(crate) const ASSIGN_DURATION: &str = "usher_assign_duration_seconds";
+pub(crate) const MOVES: &str = "usher_moves_total";
+pub(crate) const MOVE_GAP: &str = "usher_move_gap_seconds";
+pub(crate) const STORE_FLUSH: &str = "usher_store_flush_duration_seconds";
+pub(crate) const STORE_FAILING: &str = "usher_store_failing";
+pub(crate) const BAD_MESSAGES: &str = "usher_link_bad_messages_total";
+pub(crate) const NODES_DEAD: &str = "usher_nodes_dead_total";
+pub(crate) const NODES_REFUSED: &str = "usher_nodes_refused_total";
+pub(crate) const UNPLACED: &str = "usher_unplaced_total";
+pub(crate) const OPERATIONS: &str = "usher_operations_total";
+
+const CAUSES: [Cause; 7] = [
+    Cause::Connect,
+    Cause::Put,
+    Cause::Failover,
+    Cause::Drain,
+    Cause::Shed,
+    Cause::Knock,
+    Cause::Adopted,
+];
+
+/// Every code that a client can be refused with, and one for what a later version adds.
+const REFUSALS: [&str; 14] = [
+    "bad_query",
+    "bad_team",
+    "bad_upgrade",
+    "busy",
+    "foreign_origin",
+    "no_node",
+    "other",
+    "pinned",
+    "query_too_long",
+    "stopping",
+    "store_failing",
+    "too_many_hops",
+    "too_many_teams",
+    "unknown_team",
+];
+
+/// The counters of the clients' listener, at hand so that a redirect looks up none.
+#[derive(Clone)]
+pub(crate) struct ClientCounters {
+    pub(crate) json: Counter,
+    pub(crate) redirect: Counter,
+    pub(crate) in_band: Counter,
+    pub(crate) post: Counter,
+    pub(crate) bad_tickets: Counter,
+}
+
+impl Default for ClientCounters {
+    fn default() -> Self {
+        Self {
+            json: counter!(REDIRECTS, "way" => "json"),
+            redirect: counter!(REDIRECTS, "way" => "redirect"),
+            in_band: counter!(REDIRECTS, "way" => "in_band"),
+            post: counter!(REDIRECTS, "way" => "post"),
+            bad_tickets: counter!(BAD_TICKETS),
+        }
+    }
+}
+
+impl std::fmt::Debug for ClientCounters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientCounters").finish_non_exhaustive()
+    }
+}
+
+impl ClientCounters {
+    /// Counts a refusal. Labels come from a fixed list, whatever the code is.
+    pub(crate) fn refused(&self, code: &str) {
+        let known = REFUSALS.iter().find(|known| **known == code);
+        counter!(REFUSED, "code" => *known.unwrap_or(&"other")).increment(1);
+    }
+}
+
+/// Describes every metric and sets those with known labels to 0, so that no graph is empty.
+pub(crate) fn describe() {
+    describe_counter!(
+        REDIRECTS,
+        Unit::Count,
+        "Clients sent to their node, by how they were told"
+    );
+    describe_counter!(
+        REFUSED,
+        Unit::Count,
+        "Requests for /connect that were refused, by the problem's code"
+    );
+    describe_counter!(
+        BAD_TICKETS,
+        Unit::Count,
+        "Old tickets that were not ours or not for that team; they count as absent"
+    );
+    describe_counter!(
+        ASSIGNMENTS,
+        Unit::Count,
+        "Teams given an owner, by what for, and by `score` or the last resort that let the node in"
+    );
+    describe_histogram!(
+        ASSIGN_DURATION,
+        Unit::Seconds,
+        "From a connect or PUT that had to ask the core to its durable answer"
+    );
+    describe_counter!(
+        MOVES,
+        Unit::Count,
+        "Moves of one team that ended, by what for and how"
+    );
+    describe_histogram!(
+        MOVE_GAP,
+        Unit::Seconds,
+        "How long a moved client was without a connection, where it can be told apart"
+    );
+    describe_histogram!(
+        STORE_FLUSH,
+        Unit::Seconds,
+        "How long the store took to make one batch durable"
+    );
+    describe_gauge!(
+        STORE_FAILING,
+        "1 while the store cannot be written, and nothing is granted"
+    );
+    describe_counter!(
+        BAD_MESSAGES,
+        Unit::Count,
+        "Messages of nodes that broke a bound, were of no known type, or came out of order, by which of these"
+    );
+    describe_counter!(
+        NODES_DEAD,
+        Unit::Count,
+        "Nodes that were counted as dead, by how it was known"
+    );
+    describe_counter!(NODES_REFUSED, Unit::Count, "Hellos that were not accepted");
+    describe_counter!(
+        UNPLACED,
+        Unit::Count,
+        "Times that a team needed an owner and no node could take it, by what for"
+    );
+    describe_counter!(OPERATIONS, Unit::Count, "Operations that began or ended, by kind");
+    register();
+}
+
+fn register() {
+    let _ = ClientCounters::default();
+    for code in REFUSALS {
+        counter!(REFUSED, "code" => code).increment(0);
+    }
+    for cause in CAUSES {
+        counter!(ASSIGNMENTS, "cause" => cause.as_str(), "reason" => "score").increment(0);
+        counter!(UNPLACED, "cause" => cause.as_str()).increment(0);
+    }
+    for cause in [Cause::Drain, Cause::Shed, Cause::Failover] {
+        for outcome in ["arrived", "empty", "timed_out", "undone", "failed"] {
+            counter!(MOVES, "cause" => cause.as_str(), "outcome" => outcome).increment(0);
+        }
+    }
+    for kind in ["drain", "shed", "failover"] {
+        for step in ["began", "ended"] {
+            counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
+        }
+    }
+    for what in ["bound", "unknown", "order"] {
+        counter!(BAD_MESSAGES, "what" => what).increment(0);
+    }
+    counter!(NODES_REFUSED).increment(0);
+    gauge!(STORE_FAILING).set(0.0);
+    // A histogram shows nothing until it is touched; these make its name known.
+    let _ = (
+        histogram!(ASSIGN_DURATION),
+        histogram!(MOVE_GAP),
+        histogram!(STORE_FLUSH),
+    );
+}
+
+/// A notice of the core, as a log line and as counts.
+pub(crate) fn note(notice: &Notice) {
+    match notice {
+        Notice::NodeReady { node, teams } => tracing::info!(%node, teams, "node is ready"),
+        Notice::NodeRefused { node, detail } => {
+            counter!(NODES_REFUSED).increment(1);
+            tracing::warn!(%node, detail, "node was not let in");
+        }
+        Notice::NodeSilent { node } => tracing::warn!(%node, "node fell silent"),
+        Notice::NodeDead {
+            node,
+            evidence,
+            teams,
+        } => {
+            counter!(NODES_DEAD, "evidence" => *evidence).increment(1);
+            tracing::warn!(%node, evidence, teams, "node is dead; its teams get new owners");
+        }
+        Notice::Assigned {
+            team,
+            node,
+            epoch,
+            cause,
+            last_resort,
+        } => {
+            let reason = last_resort.map_or("score", gate_name);
+            counter!(ASSIGNMENTS, "cause" => cause.as_str(), "reason" => reason).increment(1);
+            tracing::debug!(%team, %node, %epoch, cause = cause.as_str(), reason, "team assigned");
+        }
+        Notice::Unplaced { team, cause } => {
+            counter!(UNPLACED, "cause" => cause.as_str()).increment(1);
+            tracing::debug!(%team, cause = cause.as_str(), "no node can take this team");
+        }
+        Notice::Moved { cause, outcome } => {
+            counter!(MOVES, "cause" => cause.as_str(), "outcome" => *outcome).increment(1);
+        }
+        Notice::Gap { millis } => histogram!(MOVE_GAP).record(Duration::from_millis(*millis)),
+        Notice::OperationBegan {
+            operation,
+            kind,
+            node,
+        } => {
+            counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "began").increment(1);
+            tracing::info!(%operation, kind = kind.as_str(), %node, "operation began");
+        }
+        Notice::OperationEnded {
+            operation,
+            kind,
+            detail,
+        } => {
+            counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "ended").increment(1);
+            tracing::info!(%operation, kind = kind.as_str(), detail, "operation ended");
+        }
+        Notice::SelfPreservation {
+            on: true,
+            silent,
+            nodes,
+        } => tracing::error!(
+            silent,
+            nodes,
+            "too many nodes fell silent at once: nothing is re-assigned on silence alone; \
+             POST /v1/self-preservation/release once they are known to be dead"
+        ),
+        Notice::SelfPreservation {
+            on: false,
+            silent,
+            nodes,
+        } => {
+            tracing::info!(silent, nodes, "self-preservation is over");
+        }
+        Notice::GraceOver { reported, known } => tracing::info!(reported, known, "grace is over"),
+        Notice::StoreRegressed { detail } => {
+            tracing::error!(detail, "the store is older than what a node knows");
+        }
+        Notice::BadMessage { node, detail } => {
+            counter!(BAD_MESSAGES, "what" => "order").increment(1);
+            tracing::warn!(%node, detail, "bad message");
+        }
+    }
+}
+
+/// The gate's word in JSON, which is what operators know it by.
+fn gate_name(gate: usher_shared::rest::Gate) -> &'static str {
+    use usher_shared::rest::Gate;
+    match gate {
+        Gate::Young => "young",
+        Gate::CpuCeiling => "cpu_ceiling",
+        Gate::Pressure => "pressure",
+        // Only the three above are last resorts.
+        _ => "other",
+    }
+}
