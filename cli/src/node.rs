@@ -142,7 +142,11 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         usher_node::run(config).await.map_err(Failure::settings)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let program = std::env::current_exe()
+        .context("the path of this executable cannot be read")
+        .map_err(Failure::settings)?;
     let code = parent::supervise(ParentConfig {
+        program,
         node: config.node,
         brokers: config.brokers,
         token: config.token,

@@ -282,12 +282,20 @@ async fn converse(
                 beat_at = now + pulse.next();
             }
             () = floor.outgoing.notified() => {
-                let (answers, reports) = {
+                let (answers, departures, reports) = {
                     let mut state = floor.state.lock();
-                    (state.outgoing.take_answers(), state.outgoing.has_reports())
+                    let answers = state.outgoing.take_answers().map_err(|_| LinkError::NotReading)?;
+                    // `released` ends a move at the broker: who left must be known there by then.
+                    let ends_a_move = answers.iter().any(|answer| matches!(answer, ToBroker::Released(_)));
+                    let departures = if ends_a_move {
+                        state.outgoing.take_reports()
+                    } else {
+                        Vec::new()
+                    };
+                    (answers, departures, state.outgoing.has_reports())
                 };
-                for answer in answers.map_err(|_| LinkError::NotReading)? {
-                    send(socket, &answer).await?;
+                for message in departures.iter().chain(&answers) {
+                    send(socket, message).await?;
                 }
                 if reports && report_at.is_none() {
                     report_at = Some(Instant::now() + REPORT_EVERY);

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -48,7 +49,9 @@ pub struct ParentConfig {
     pub brokers: Vec<String>,
     /// The node-link token, needed beyond loopback.
     pub token: Option<Token>,
-    /// The arguments with which this executable is the child.
+    /// The child's executable; resolved once, before it may be replaced by a newer one.
+    pub program: PathBuf,
+    /// The arguments with which it is the child.
     pub args: Vec<OsString>,
 }
 
@@ -96,14 +99,12 @@ pub fn draw_incarnation() -> Result<Incarnation, ParentError> {
 pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
     let brokers: Result<Vec<BrokerAddress>, _> = config.brokers.iter().map(|broker| broker.parse()).collect();
     let brokers = brokers?;
-    // Once: a path read after the executable was replaced would be that of a deleted file.
-    let executable = std::env::current_exe().map_err(ParentError::Spawn)?;
     let mut signals = Signals::new()?;
     let mut backoff = FIRST_RESTART;
     loop {
         let incarnation = draw_incarnation()?;
         let began = Instant::now();
-        let mut child = start(&executable, &config, incarnation)?;
+        let mut child = start(&config, incarnation)?;
         let (status, told_to_stop) = watch(&mut child, &mut signals).await?;
         tell(&config, &brokers, incarnation).await;
         let code = exit_code(status);
@@ -149,12 +150,8 @@ impl Signals {
     }
 }
 
-fn start(
-    executable: &std::path::Path,
-    config: &ParentConfig,
-    incarnation: Incarnation,
-) -> Result<Child, ParentError> {
-    Command::new(executable)
+fn start(config: &ParentConfig, incarnation: Incarnation) -> Result<Child, ParentError> {
+    Command::new(&config.program)
         .args(&config.args)
         .env(INCARNATION_VARIABLE, incarnation.to_string())
         .env(PARENT_VARIABLE, std::process::id().to_string())
