@@ -16,6 +16,7 @@
 //! | is a node alive, and since when not? | [`liveness`] |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | which team leaves next, and when is a drain done? | `drain` |
+//! | how does one team get from one node to another? | `moving` |
 //! | what does a node hold that it should not, or lack? | `reconcile` |
 //! | what does an operator see? | `view` |
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ mod event;
 mod failover;
 mod link;
 mod liveness;
+mod moving;
 mod node;
 mod operation;
 mod reconcile;

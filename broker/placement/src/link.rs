@@ -1,18 +1,19 @@
 //! What nodes say on their links, up to the point where a question of its own begins: joining is
 //! finished in [`crate::reconcile`], silence is judged in [`crate::liveness`].
 
-use usher_shared::id::NodeId;
+use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{
     Activate, Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Peer, Refused, RefusedCode,
     TeamEpoch, ToNode, Welcome,
 };
-use usher_shared::quantity::Timestamp;
+use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{DrainPost, TeamKind};
 
 use crate::command::{Command, Notice};
 use crate::core::Core;
 use crate::event::LinkId;
 use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
+use crate::operation::Operation;
 use crate::record::Record;
 use crate::team::{Activation, Move, Owner};
 
@@ -338,15 +339,9 @@ impl Core {
             return;
         }
         for arrival in &arrivals.connections {
-            let gaps: Vec<u64> = self
-                .operations
-                .values_mut()
-                .filter(|operation| operation.moved.get(&arrival.team) == Some(&arrival.epoch))
-                .filter_map(|operation| operation.arrived(arrival.from, now))
-                .collect();
-            for millis in gaps {
-                self.notice(Notice::Gap { millis });
-            }
+            self.count(&arrival.team, arrival.epoch, |operation| {
+                operation.arrived(arrival.from, now)
+            });
         }
     }
 
@@ -355,15 +350,23 @@ impl Core {
             return;
         }
         for departure in &departures.connections {
-            let gaps: Vec<u64> = self
-                .operations
-                .values_mut()
-                .filter(|operation| operation.moved.get(&departure.team) == Some(&departure.epoch))
-                .filter_map(|operation| operation.departed(departure.connection, now))
-                .collect();
-            for millis in gaps {
-                self.notice(Notice::Gap { millis });
-            }
+            let connection = departure.connection;
+            self.count(&departure.team, departure.epoch, |operation| {
+                operation.departed(connection, now)
+            });
+        }
+    }
+
+    /// Lets the operations that moved this team under this epoch count something; a gap that comes
+    /// of it is told.
+    fn count(&mut self, team: &TeamId, epoch: Epoch, count: impl Fn(&mut Operation) -> Option<u64>) {
+        let ours = self
+            .operations
+            .values_mut()
+            .filter(|operation| operation.moved.get(team) == Some(&epoch));
+        let gaps: Vec<u64> = ours.filter_map(count).collect();
+        for millis in gaps {
+            self.notice(Notice::Gap { millis });
         }
     }
 
@@ -413,7 +416,7 @@ impl Core {
     }
 
     /// The owner may have exclusive effects from now on.
-    pub(crate) fn activate(&mut self, id: &usher_shared::id::TeamId) {
+    pub(crate) fn activate(&mut self, id: &TeamId) {
         let Some(team) = self.teams.get_mut(id) else {
             return;
         };
@@ -429,7 +432,7 @@ impl Core {
     }
 
     /// Tells the owner that nobody is left to wait for.
-    pub(crate) fn send_activate(&mut self, id: &usher_shared::id::TeamId) {
+    pub(crate) fn send_activate(&mut self, id: &TeamId) {
         let Some(team) = self.teams.get(id) else { return };
         let Some(owner) = team.owner.clone() else { return };
         let activate = Activate {
@@ -441,7 +444,7 @@ impl Core {
     }
 
     /// Takes a team off the list of those that wait for the end of a process.
-    pub(crate) fn stop_waiting(&mut self, id: &usher_shared::id::TeamId, before: Owner) {
+    pub(crate) fn stop_waiting(&mut self, id: &TeamId, before: Owner) {
         let key = (before.node, before.incarnation);
         if let Some(waiting) = self.activating.get_mut(&key) {
             waiting.remove(id);

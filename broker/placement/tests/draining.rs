@@ -9,18 +9,6 @@ use usher_shared::link::{Arrival, Arrivals, Capacity, Departure, Departures, End
 use usher_shared::rest::{Cause, DrainPost, NodeState, OperationState, ShedPost};
 use world::*;
 
-fn pool(names: &[&str], teams: u32) -> World {
-    let mut world = World::new();
-    for name in names {
-        world.add(name);
-    }
-    for serial in 0..teams {
-        world.place(&format!("t{serial}"));
-    }
-    world.advance(3_000);
-    world
-}
-
 #[test]
 fn a_drain_leaves_no_team_behind_and_reports_it() {
     let mut world = pool(&["a", "b", "c"], 90);

@@ -10,18 +10,6 @@ use usher_shared::quantity::{Epoch, Term};
 use usher_shared::rest::{BrokerState, Cause, NodeState, OperationKind};
 use world::*;
 
-fn pool(names: &[&str], teams: u32) -> World {
-    let mut world = World::new();
-    for name in names {
-        world.add(name);
-    }
-    for serial in 0..teams {
-        world.place(&format!("t{serial}"));
-    }
-    world.advance(3_000);
-    world
-}
-
 fn teams_of(world: &World, name: &str) -> Vec<String> {
     let page = world.core.teams(Some(&node(name)), None, 1_000, world.now);
     page.teams.into_iter().map(|view| view.team.to_string()).collect()

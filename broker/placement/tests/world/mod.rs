@@ -34,6 +34,19 @@ pub fn grants() -> GrantSigner {
     GrantSigner::new(Key::from_bytes([9; 32]), cluster())
 }
 
+/// Nodes of these names with so many teams spread over them, settled.
+pub fn pool(names: &[&str], teams: u32) -> World {
+    let mut world = World::new();
+    for name in names {
+        world.add(name);
+    }
+    for serial in 0..teams {
+        world.place(&format!("t{serial}"));
+    }
+    world.advance(3_000);
+    world
+}
+
 /// What a fake node holds of a team.
 #[derive(Clone, Debug)]
 pub struct Holding {

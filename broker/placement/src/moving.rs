@@ -1,0 +1,282 @@
+//! How does one team get from one node to another?
+//!
+//! A target is chosen and makes room (`prepared`), the new owner is committed under a new epoch (the
+//! one moment of change), the old node lets the connections go at their slot, and the move ends when
+//! the last has left. A client that waits skips the first step.
+
+use usher_shared::id::{Label, OperationId, TeamId};
+use usher_shared::link::{Drain, Move as MoveTeam, ToNode};
+use usher_shared::quantity::Timestamp;
+use usher_shared::rest::Cause;
+
+use crate::choose::Decision;
+use crate::command::Notice;
+use crate::core::Core;
+use crate::operation::Operation;
+use crate::reconcile::Arrivals;
+use crate::team::{Activation, Move, Owner};
+
+impl Core {
+    /// Chooses a target and asks it to make room. Returns whether there was one.
+    pub(crate) fn prepare_move(&mut self, id: &TeamId, operation: &OperationId, now: Timestamp) -> bool {
+        let wall_ms = self.wall_ms(now);
+        let Some(cause) = self.operations.get(operation).map(Operation::cause) else {
+            return false;
+        };
+        let Some(team) = self.teams.get(id) else {
+            return false;
+        };
+        let Some(owner) = team.owner.clone() else {
+            return false;
+        };
+        let decision = self.choose(&team.wish(cause, Some(&owner.node), wall_ms), now);
+        let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
+            return false;
+        };
+        self.took(&decision);
+        let epoch = self.next_epoch();
+        let until = now.plus(self.settings.prepare_ms);
+        let node = target.node.clone();
+        let moving = Move::Preparing {
+            target,
+            epoch,
+            until,
+            operation: operation.clone(),
+            decision: Box::new(decision),
+        };
+        if let Some(team) = self.teams.get_mut(id) {
+            team.moving = Some(moving);
+        }
+        self.deadlines.insert((until, id.clone()));
+        self.reserve(id, &node);
+        if let Some(operation) = self.operations.get_mut(operation) {
+            operation.preparing.insert(id.clone());
+        }
+        self.send_prepare(id);
+        true
+    }
+
+    /// The target has made room: the one moment of change.
+    pub(crate) fn commit_prepared(&mut self, id: &TeamId, now: Timestamp) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        let Some(Move::Preparing {
+            target,
+            epoch,
+            operation,
+            mut decision,
+            ..
+        }) = team.moving.take()
+        else {
+            return;
+        };
+        self.unreserve(id, &target.node);
+        if let Some(operation) = self.operations.get_mut(&operation) {
+            operation.preparing.remove(id);
+        }
+        decision.epoch = epoch;
+        // Its choice was counted when room was asked for.
+        self.change_owner(id, target, *decision, Some(&operation), now);
+        if self
+            .teams
+            .get(id)
+            .is_some_and(|team| team.activation == Activation::Owned)
+        {
+            // Nobody is left to wait for, and the target knows the team as prepared.
+            self.send_activate(id);
+        }
+    }
+
+    /// Moves a team at once, without asking the target to make room first: a client is waiting.
+    /// Returns whether there was a target.
+    pub(crate) fn move_now(
+        &mut self,
+        id: &TeamId,
+        cause: Cause,
+        operation: Option<&OperationId>,
+        now: Timestamp,
+    ) -> bool {
+        let wall_ms = self.wall_ms(now);
+        let Some(team) = self.teams.get(id) else {
+            return false;
+        };
+        let Some(owner) = team.owner.clone() else {
+            return false;
+        };
+        let mut decision = self.choose(&team.wish(cause, Some(&owner.node), wall_ms), now);
+        let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
+            return false;
+        };
+        self.drop_move(id, "undone", now);
+        self.took(&decision);
+        let epoch = self.next_epoch();
+        decision.epoch = epoch;
+        self.change_owner(id, target, decision, operation, now);
+        self.send_assign(id, Arrivals::Reported);
+        true
+    }
+
+    fn change_owner(
+        &mut self,
+        id: &TeamId,
+        target: Owner,
+        decision: Decision,
+        operation: Option<&OperationId>,
+        now: Timestamp,
+    ) {
+        let Some(before) = self.disown(id) else { return };
+        let until = now.plus(self.settings.leave_ms + self.settings.settle_ms);
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        let held = team.epoch;
+        team.await_end_of(before.clone());
+        let waits_for = match &team.activation {
+            Activation::After { before, .. } => Some(before.clone()),
+            _ => None,
+        };
+        team.epoch = decision.epoch;
+        team.moving = Some(Move::Leaving {
+            from: before.clone(),
+            held,
+            until,
+            operation: operation.cloned(),
+            cause: decision.cause,
+        });
+        self.deadlines.insert((until, id.clone()));
+        if let Some(waits_for) = waits_for {
+            self.wait_for_end(id, waits_for, now);
+        }
+        if let Some(node) = self.nodes.get_mut(&before.node) {
+            node.leaving.insert(id.clone());
+        }
+        if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(operation)) {
+            operation.chosen.remove(id);
+            operation.leaving.insert(id.clone());
+            operation.moved.insert(id.clone(), decision.epoch);
+            operation.touched = now;
+        }
+        self.own(id, target.clone());
+        self.write_team(id);
+        self.notice(Notice::Assigned {
+            team: id.clone(),
+            node: target.node,
+            epoch: decision.epoch,
+            cause: decision.cause,
+            last_resort: decision.last_resort(),
+        });
+        self.remember(id, decision);
+        self.send_drain(id, now);
+    }
+
+    /// Tells the old owner to let the connections of a moved team go.
+    pub(crate) fn send_drain(&mut self, id: &TeamId, now: Timestamp) {
+        let Some(team) = self.teams.get(id) else { return };
+        let Some(Move::Leaving {
+            from,
+            held,
+            until,
+            operation,
+            cause,
+        }) = &team.moving
+        else {
+            return;
+        };
+        let Some(owner) = &team.owner else { return };
+        // A lone move is no operation; its name only has to be a name.
+        let operation = operation.clone().or_else(|| "single".parse().ok());
+        let (Some(operation), Ok(reason)) = (operation, cause.as_str().parse::<Label>()) else {
+            return;
+        };
+        let by = until.minus(self.settings.settle_ms);
+        let drain = Drain {
+            operation,
+            reason,
+            moves: vec![MoveTeam {
+                team: id.clone(),
+                held_epoch: *held,
+                epoch: team.epoch,
+                to: owner.node.clone(),
+                after_ms: 0,
+            }],
+            by_ms: by.since(now),
+            term: self.term,
+        };
+        let from = from.node.clone();
+        self.send(&from, ToNode::Drain(drain));
+    }
+
+    /// Ends what took too long: a target that did not answer, connections that did not leave.
+    pub(crate) fn end_late_moves(&mut self, now: Timestamp) {
+        while let Some((until, id)) = self.deadlines.first().cloned() {
+            if until > now {
+                return;
+            }
+            self.deadlines.pop_first();
+            match self.teams.get(&id).and_then(|team| team.moving.as_ref()) {
+                Some(Move::Preparing { until: at, .. }) if *at == until => self.drop_move(&id, "failed", now),
+                Some(Move::Leaving { until: at, .. }) if *at == until => {
+                    self.finish_leaving(&id, "timed_out", now)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The last connection has left, or nobody waits for it any more.
+    pub(crate) fn finish_leaving(&mut self, id: &TeamId, outcome: &'static str, now: Timestamp) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        if !matches!(team.moving, Some(Move::Leaving { .. })) {
+            return;
+        }
+        let Some(Move::Leaving {
+            from,
+            operation,
+            cause,
+            ..
+        }) = team.moving.take()
+        else {
+            return;
+        };
+        if let Some(node) = self.nodes.get_mut(&from.node) {
+            node.leaving.remove(id);
+        }
+        if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(&operation)) {
+            operation.leaving.remove(id);
+            operation.touched = now;
+        }
+        self.notice(Notice::Moved { cause, outcome });
+    }
+
+    /// Undoes a move that is being prepared, or stops waiting for one whose connections are leaving.
+    pub(crate) fn drop_move(&mut self, id: &TeamId, outcome: &'static str, now: Timestamp) {
+        let Some(team) = self.teams.get_mut(id) else {
+            return;
+        };
+        if !matches!(team.moving, Some(Move::Preparing { .. })) {
+            return self.finish_leaving(id, outcome, now);
+        }
+        let Some(Move::Preparing {
+            target,
+            epoch,
+            operation,
+            ..
+        }) = team.moving.take()
+        else {
+            return;
+        };
+        self.unreserve(id, &target.node);
+        self.revoke(&target.node, id, epoch);
+        let cause = self.operations.get_mut(&operation).map(|operation| {
+            operation.preparing.remove(id);
+            operation.cause()
+        });
+        self.notice(Notice::Moved {
+            cause: cause.unwrap_or(Cause::Drain),
+            outcome,
+        });
+    }
+}
