@@ -1,0 +1,11 @@
+"""One driver for each client that Usher is tested with. The story of a client is written once, for all."""
+
+from .aiohttp_client import Aiohttp
+from .chromium import ChromiumBare, ChromiumFetch
+from .npm_ws import NpmWs
+from .usher_v1 import UsherV1
+from .websocket_client import WebsocketClient
+from .websockets_client import Websockets, WebsocketsLoop
+
+# Each is paired with the next one as a team mate, so that every client talks to another kind.
+KINDS = [Websockets, WebsocketsLoop, Aiohttp, WebsocketClient, NpmWs, ChromiumFetch, ChromiumBare, UsherV1]

@@ -1,0 +1,1 @@
+"""What every test with real processes stands on: a cluster, a way to ask it, and patience."""
