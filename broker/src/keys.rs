@@ -42,7 +42,7 @@ pub enum KeyError {
     },
     /// The file could not be read or written.
     #[error(
-        "cannot keep the master key in {}: check that the folder exists and that this user may write there",
+        "cannot keep the master key in {}: check that the folder exists, that this user may write there, and that the disk has room",
         path.display()
     )]
     Io {
@@ -166,8 +166,9 @@ pub fn read_or_make_master_key(data: &Path) -> Result<MasterKey, KeyError> {
             if mode & 0o077 != 0 {
                 return Err(KeyError::Readable { path, mode });
             }
-            let text = std::fs::read_to_string(&path).map_err(io)?;
-            MasterKey::from_hex(&text).map_err(|source| KeyError::NotAKey { path, source })
+            let bytes = std::fs::read(&path).map_err(io)?;
+            MasterKey::from_hex(&String::from_utf8_lossy(&bytes))
+                .map_err(|source| KeyError::NotAKey { path, source })
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = MasterKey::from_bytes(random::bytes()?);
@@ -270,20 +271,22 @@ mod tests {
 
     #[test]
     fn a_damaged_key_is_refused_and_not_replaced() {
-        let data = tempfile::tempdir().unwrap();
-        let path = data.path().join(MASTER_KEY_FILE);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .unwrap();
-        file.write_all(b"abc").unwrap();
-        assert!(matches!(
-            read_or_make_master_key(data.path()),
-            Err(KeyError::NotAKey { .. })
-        ));
-        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+        for damaged in [&b"abc"[..], b"\xa5\xa5", b""] {
+            let data = tempfile::tempdir().unwrap();
+            let path = data.path().join(MASTER_KEY_FILE);
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .unwrap();
+            file.write_all(damaged).unwrap();
+            assert!(matches!(
+                read_or_make_master_key(data.path()),
+                Err(KeyError::NotAKey { .. })
+            ));
+            assert_eq!(std::fs::read(&path).unwrap(), damaged);
+        }
     }
 
     #[test]

@@ -255,6 +255,8 @@ async fn converse(
     let mut heard = beat_at;
     let mut acknowledged = Acknowledged::NotYet;
     let mut report_at: Option<Instant> = None;
+    // The first after a quiet time goes at once: the broker times the gap of a move by its coming.
+    let mut may_report_at = beat_at;
     // Something may wait from before this link.
     floor.outgoing.notify_one();
     loop {
@@ -298,11 +300,12 @@ async fn converse(
                     send(socket, message).await?;
                 }
                 if reports && report_at.is_none() {
-                    report_at = Some(Instant::now() + REPORT_EVERY);
+                    report_at = Some(may_report_at.max(Instant::now()));
                 }
             }
             () = at(report_at) => {
                 report_at = None;
+                may_report_at = Instant::now() + REPORT_EVERY;
                 let reports = floor.state.lock().outgoing.take_reports();
                 for report in reports {
                     send(socket, &report).await?;

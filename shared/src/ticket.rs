@@ -198,6 +198,7 @@ pub fn peek_node(text: &str) -> Option<NodeId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::MasterKey;
     use proptest::prelude::*;
 
     fn claims() -> Claims {
@@ -240,6 +241,34 @@ mod tests {
     fn a_ticket_comes_back_as_it_went() {
         assert_eq!(check(&signed(&claims()), 1_010), Ok((claims(), Age::Fresh)));
         assert_eq!(peek_node(&signed(&claims())), Some("node-1".parse().unwrap()));
+    }
+
+    /// The vector of docs/protocol.md: other implementations check theirs against it.
+    #[test]
+    fn the_published_vector_holds() {
+        let master = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+        let master = MasterKey::from_hex(master).unwrap();
+        let key = master.ticket_key("1", &"node-1".parse().unwrap());
+        // As a welcome carries it.
+        let shown = serde_json::to_string(&key).unwrap();
+        assert_eq!(shown, "\"ceq1qLNp0sBJNREuKY2hiBG3-MlYmFpvdONV_sBy-uQ\"");
+        let claims = Claims {
+            inc: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+            epoch: Epoch::new(7).unwrap(),
+            iat: 1_700_000_000,
+            exp: 1_700_000_030,
+            ..claims()
+        };
+        let text = concat!(
+            "eyJhbGciOiJIUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJKV1QifQ",
+            ".eyJzdWIiOiJUMSIsImF1ZCI6Im5vZGUtMSIsImluYyI6IjAxMjM0NTY3ODlhYmNkZWYwMTIzNDU2Nzg5YWJjZGVmIiwi",
+            "ZXBvY2giOjcsImlhdCI6MTcwMDAwMDAwMCwiZXhwIjoxNzAwMDAwMDMwLCJqdGkiOiIwMDAwMDAwMDAwMDAwMGFhIiwi",
+            "aG9wIjowfQ",
+            ".e_eWYOXcFn-S3VXDMpxTAwl4qA8bl1FiOCHkVqrTj0w",
+        );
+        assert_eq!(sign(&claims, "1", &key), text);
+        let verified = verify(text, 1_700_000_035, |kid| (kid == "1").then_some(&key));
+        assert_eq!(verified, Ok((claims, Age::Fresh)));
     }
 
     #[test]

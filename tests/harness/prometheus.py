@@ -63,6 +63,10 @@ class Prometheus:
             self._address = host, int(port)
         return self._address
 
+    def is_ready(self):
+        """Whether it listens and has read its store."""
+        return self.address() and ask(self.address(), "/-/ready").status == 200
+
     def get(self, path, **parameters):
         """The data of an API call that must succeed."""
         answer = ask(self.address(), f"/api/v1/{path}?{urlencode(parameters)}")

@@ -97,7 +97,7 @@ async def observed():
     since = time.time()
     clients = []
     try:
-        await eventually("Prometheus listens", prometheus.address)
+        await eventually("Prometheus is ready", prometheus.is_ready)
         await eventually("every target is scraped", prometheus.scrapes_all)
         clients += [asyncio.create_task(chat(cluster, f"chat-{number}")) for number in range(24)]
         clients += [asyncio.create_task(mover(cluster, f"mover-{number}")) for number in range(6)]

@@ -6,15 +6,19 @@ use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_ma
 #[path = "../tests/world/mod.rs"]
 mod world;
 
-use usher_placement::{Ask, Event, RequestId};
+use usher_placement::{Ask, Event, RequestId, Settings};
 use world::{World, team};
 
 fn choose(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("choose");
     for nodes in [10, 100, 1_000, 10_000] {
-        let mut world = World::new();
+        // No bound on teams: a run places millions, and a refusal is quicker than a placement.
+        let mut world = World::with(Settings {
+            max_teams: usize::MAX,
+            ..Settings::default()
+        });
         for serial in 0..nodes {
-            world.add(&format!("node-{serial}"));
+            world.add_with(&format!("node-{serial}"), |hello| hello.capacity.teams = u32::MAX);
         }
         world.advance(1_100);
         for serial in 0..nodes {

@@ -10,10 +10,10 @@
 //!
 //! | question | file |
 //! | --- | --- |
-//! | which node takes this team? | [`choose`] |
-//! | how busy is a node, and who is least busy? | [`score`] |
+//! | which node takes this team? | `choose` |
+//! | how busy is a node, and who is least busy? | `score` |
 //! | what may a client's or an operator's request do? | `request` |
-//! | is a node alive, and since when not? | [`liveness`] |
+//! | is a node alive, and since when not? | `liveness` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | which team leaves next, and when is a drain done? | `drain` |
 //! | how does one team get from one node to another? | `moving` |

@@ -15,6 +15,7 @@ const HEAD: usize = 5;
 pub(crate) const CLUSTER: &str = "meta/cluster";
 pub(crate) const TERM: &str = "meta/term";
 pub(crate) const EPOCHS: &str = "meta/epochs";
+pub(crate) const COMMITS: &str = "meta/commits";
 pub(crate) const TEAM: &str = "team/";
 pub(crate) const NODE: &str = "node/";
 pub(crate) const OPERATION: &str = "operation/";

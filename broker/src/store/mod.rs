@@ -136,7 +136,7 @@ pub enum StoreError {
     },
     /// The store lost what it once made durable.
     #[error(
-        "the store in {path} is older than its own marker ({detail}): it lost writes; put a copy of the whole folder back, or remove the file {marker} to go on with what is left"
+        "the store in {path} is older than its own marker ({detail}): it is damaged or lost writes; put a copy of the whole folder back, or remove the file {marker} to go on with what is left"
     )]
     Regressed {
         /// The store's folder.

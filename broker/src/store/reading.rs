@@ -50,6 +50,10 @@ impl<'p> Reader<'p> {
                     encoding::CLUSTER => stored.cluster = Some(encoding::decode(key, value)?),
                     encoding::TERM => stored.term = encoding::decode(key, value)?,
                     encoding::EPOCHS => stored.epochs_reserved = encoding::decode(key, value)?,
+                    // Only the store itself asks for the number.
+                    encoding::COMMITS => {
+                        encoding::decode::<u64>(key, value)?;
+                    }
                     _ => return Err(Fault::Damaged("no such kind of record".to_owned())),
                 }
             }

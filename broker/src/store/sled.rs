@@ -4,8 +4,10 @@
 //! sizes out, and it does not sync the files that it keeps large values in; so after each flush
 //! those files are fsynced here.
 
+use serde::de::DeserializeOwned;
 use sled::Batch;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,8 +25,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// sled takes every worker's view of a batch into one log message; larger ones are cut up. The
 /// pieces of a batch are flushed together, and nothing in it is granted before.
 const PIECE: usize = 10_000;
-/// Beside the store's folder: which cluster and term the store must at least know. sled recovers
-/// from a damaged log by cutting it off, which alone would look like an older or an empty store.
+/// Beside the store's folder: which cluster, term and number of commits the store must at least
+/// know. sled recovers from a damaged log by cutting it off there, which alone would look like an
+/// older or an empty store: teams would be gone, and epochs handed out twice.
 const MARKER: &str = "store.marker";
 
 /// A store in a folder of its own, by sled.
@@ -32,9 +35,25 @@ pub struct SledStore {
     folder: PathBuf,
     path: String,
     marker: PathBuf,
+    /// `None` before [`Store::begin`].
+    begun: Option<Begun>,
     /// `None` after a failure: sled refuses all work after the first error of its log, so the next
     /// commit opens it anew.
     open: Option<Open>,
+}
+
+/// What the marker says, and the file that says it.
+struct Begun {
+    promise: Promise,
+    file: File,
+}
+
+/// What a store must at least know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Promise {
+    cluster: ClusterId,
+    term: Term,
+    commits: u64,
 }
 
 struct Open {
@@ -54,6 +73,7 @@ impl SledStore {
             path: folder.display().to_string(),
             marker: data.join(MARKER),
             folder,
+            begun: None,
             open: None,
         };
         store.db()?;
@@ -63,7 +83,11 @@ impl SledStore {
     fn db(&mut self) -> Result<&Open, StoreError> {
         let open = match self.open.take() {
             Some(open) => open,
-            None => self.open_patiently()?,
+            None => {
+                let open = self.open_patiently()?;
+                self.check_kept(&open.db)?;
+                open
+            }
         };
         Ok(self.open.insert(open))
     }
@@ -163,30 +187,52 @@ impl SledStore {
         Ok(())
     }
 
-    fn read_marker(&self) -> Result<Option<(ClusterId, Term)>, StoreError> {
-        let text = match std::fs::read_to_string(&self.marker) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.io(error)),
-        };
-        let parsed = text.trim().split_once(' ').and_then(|(cluster, term)| {
-            let term = term.parse().ok().and_then(Term::new)?;
-            Some((cluster.parse().ok()?, term))
-        });
-        match parsed {
-            Some(marker) => Ok(Some(marker)),
-            None => Err(self.regressed("the marker itself cannot be read")),
+    fn read_marker(&self) -> Result<Option<Promise>, StoreError> {
+        match std::fs::read(&self.marker) {
+            Ok(bytes) => match Promise::parse(&String::from_utf8_lossy(&bytes)) {
+                Some(promise) => Ok(Some(promise)),
+                None => Err(self.regressed("the marker itself cannot be read")),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.io(error)),
         }
     }
 
-    fn write_marker(&self, cluster: ClusterId, term: Term) -> std::io::Result<()> {
+    fn write_marker(&self, promise: Promise) -> std::io::Result<File> {
         let draft = self.marker.with_extension("new");
-        std::fs::write(&draft, format!("{cluster} {term}\n"))?;
-        File::open(&draft)?.sync_all()?;
+        std::fs::write(&draft, promise.line())?;
+        let file = OpenOptions::new().write(true).open(&draft)?;
+        file.sync_all()?;
         std::fs::rename(&draft, &self.marker)?;
-        self.folder
-            .parent()
-            .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        if let Some(folder) = self.folder.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(file)
+    }
+
+    /// What this process made durable must still be there when the store is opened anew.
+    fn check_kept(&self, db: &sled::Db) -> Result<(), StoreError> {
+        match &self.begun {
+            Some(begun) => self.check_commits(db, begun.promise),
+            None => Ok(()),
+        }
+    }
+
+    fn check_commits(&self, db: &sled::Db, promise: Promise) -> Result<(), StoreError> {
+        match self.commits(db)? {
+            commits if commits >= promise.commits => Ok(()),
+            commits => Err(self.regressed(format!("{commits} of {} writes are left", promise.commits))),
+        }
+    }
+
+    fn commits(&self, db: &sled::Db) -> Result<u64, StoreError> {
+        Ok(self.read(db, encoding::COMMITS)?.unwrap_or_default())
+    }
+
+    fn read<T: DeserializeOwned>(&self, db: &sled::Db, key: &str) -> Result<Option<T>, StoreError> {
+        self.guarded(|| db.get(key))?
+            .map(|bytes| encoding::decode(key, &bytes).map_err(|fault| named(fault, &self.path, key)))
+            .transpose()
     }
 
     fn regressed(&self, detail: impl Into<String>) -> StoreError {
@@ -195,6 +241,28 @@ impl SledStore {
             marker: MARKER,
             detail: detail.into(),
         }
+    }
+}
+
+impl Promise {
+    /// It only ever grows longer, so that it can be written over in place.
+    fn line(self) -> String {
+        format!("{} {} {}\n", self.cluster, self.term, self.commits)
+    }
+
+    fn entry(self) -> (String, Option<Vec<u8>>) {
+        let value = encoding::encode(encoding::COMMITS, &self.commits);
+        (encoding::COMMITS.to_owned(), Some(value))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.trim().split(' ');
+        let promise = Self {
+            cluster: words.next()?.parse().ok()?,
+            term: words.next()?.parse().ok().and_then(Term::new)?,
+            commits: words.next()?.parse().ok()?,
+        };
+        words.next().is_none().then_some(promise)
     }
 }
 
@@ -224,50 +292,63 @@ impl Store for SledStore {
             reader.take(&key, &value)?;
         }
         let stored = reader.finish();
-        if let Some((cluster, term)) = self.read_marker()? {
-            match stored.cluster {
-                Some(held) if held == cluster && stored.term >= term => {}
-                Some(held) if held == cluster => {
-                    return Err(self.regressed(format!("term {} after term {term}", stored.term)));
-                }
-                Some(held) => return Err(self.regressed(format!("cluster {held} instead of {cluster}"))),
-                None => return Err(self.regressed(format!("nothing is left of cluster {cluster}"))),
+        let Some(promise) = self.read_marker()? else {
+            return Ok(stored);
+        };
+        match stored.cluster {
+            None => Err(self.regressed(format!("nothing is left of cluster {}", promise.cluster))),
+            Some(held) if held != promise.cluster => {
+                Err(self.regressed(format!("cluster {held} instead of {}", promise.cluster)))
             }
+            Some(_) if stored.term < promise.term => {
+                Err(self.regressed(format!("term {} after term {}", stored.term, promise.term)))
+            }
+            Some(_) => self.check_commits(&db, promise).map(|()| stored),
         }
-        Ok(stored)
     }
 
     fn begin(&mut self, cluster: ClusterId, term: Term) -> Result<(), StoreError> {
-        let path = self.path.clone();
         let db = self.db()?.db.clone();
-        let stored = self.guarded(|| db.get(encoding::TERM))?;
-        let stored: Term = match stored {
-            Some(bytes) => encoding::decode(encoding::TERM, &bytes)
-                .map_err(|fault| named(fault, &path, encoding::TERM))?,
-            None => Term::default(),
-        };
+        let stored: Term = self.read(&db, encoding::TERM)?.unwrap_or_default();
         if stored >= term {
             return Err(StoreError::TermTaken { stored, wanted: term });
         }
-        let held = self.guarded(|| db.get(encoding::CLUSTER))?;
-        let cluster = match held {
-            Some(bytes) => encoding::decode(encoding::CLUSTER, &bytes)
-                .map_err(|fault| named(fault, &path, encoding::CLUSTER))?,
-            None => cluster,
+        let promise = Promise {
+            cluster: self.read(&db, encoding::CLUSTER)?.unwrap_or(cluster),
+            term,
+            commits: self.commits(&db)? + 1,
         };
         drop(db);
         self.write(vec![
             (
                 encoding::CLUSTER.to_owned(),
-                Some(encoding::encode(encoding::CLUSTER, &cluster)),
+                Some(encoding::encode(encoding::CLUSTER, &promise.cluster)),
             ),
             encoding::entry(&Record::Term(term)),
+            promise.entry(),
         ])?;
-        self.write_marker(cluster, term).map_err(|error| self.io(error))
+        let file = self.write_marker(promise).map_err(|error| self.io(error))?;
+        self.begun = Some(Begun { promise, file });
+        Ok(())
     }
 
     fn commit(&mut self, records: &[Record]) -> Result<(), StoreError> {
-        self.write(records.iter().map(encoding::entry).collect())
+        let mut entries: Vec<_> = records.iter().map(encoding::entry).collect();
+        let promise = self.begun.as_ref().map(|begun| Promise {
+            commits: begun.promise.commits + 1,
+            ..begun.promise
+        });
+        // Last: a log that is cut within this batch must not have it.
+        entries.extend(promise.map(Promise::entry));
+        self.write(entries)?;
+        if let (Some(begun), Some(promise)) = (&mut self.begun, promise) {
+            // Not fsynced, which would cost as much as the commit: it outlives this process, and after
+            // a failure of the machine it may promise less than it could, never more.
+            let written = begun.file.write_all_at(promise.line().as_bytes(), 0);
+            begun.promise = promise;
+            written.map_err(|error| self.io(error))?;
+        }
+        Ok(())
     }
 }
 
@@ -343,6 +424,61 @@ mod tests {
             SledStore::open(data.path()),
             Err(StoreError::InUse { .. })
         ));
+    }
+
+    #[test]
+    fn a_log_that_is_damaged_anywhere_is_not_taken_for_a_shorter_one() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        for n in 1..=20 {
+            store.commit(&[team(&format!("t{n}"), n)]).unwrap();
+        }
+        drop(store);
+        let log = data.path().join("store/db");
+        let whole = std::fs::read(&log).unwrap();
+        for part in 1..=20 {
+            let at = whole.len() * part / 20 - 1;
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            for damaged in [&flipped[..], &whole[..at]] {
+                std::fs::write(&log, damaged).unwrap();
+                match SledStore::open(data.path()).and_then(|mut store| store.load()) {
+                    Ok(stored) => assert_eq!(stored.teams.len(), 20, "byte {at}"),
+                    Err(StoreError::Regressed { .. } | StoreError::Damaged { .. }) => {}
+                    Err(error) => panic!("byte {at}: {error}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_marker_of_garbage_stops_the_start() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        drop(store);
+        let whole = std::fs::read_to_string(data.path().join(MARKER)).unwrap();
+        for garbage in [&b"\xa5\xa5\xa5"[..], b"", &whole.as_bytes()[..33], b"x 1 1"] {
+            std::fs::write(data.path().join(MARKER), garbage).unwrap();
+            let error = SledStore::open(data.path()).unwrap().load().unwrap_err();
+            assert!(matches!(error, StoreError::Regressed { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_marker_that_fell_behind_stops_nothing() {
+        let data = tempfile::tempdir().unwrap();
+        let mut store = SledStore::open(data.path()).unwrap();
+        store.begin(cluster(), term(1)).unwrap();
+        let marker = data.path().join(MARKER);
+        let behind = std::fs::read(&marker).unwrap();
+        store.commit(&[team("a", 1)]).unwrap();
+        assert_ne!(std::fs::read(&marker).unwrap(), behind);
+        drop(store);
+        std::fs::write(&marker, behind).unwrap();
+        let stored = SledStore::open(data.path()).unwrap().load().unwrap();
+        assert_eq!(stored.teams.len(), 1);
     }
 
     fn put_raw(data: &Path, key: &str, value: &[u8]) {
