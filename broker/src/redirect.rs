@@ -116,6 +116,8 @@ struct Returning {
     hop: u8,
     /// Milliseconds until the chain it belongs to is forgotten.
     chain_left_ms: u64,
+    /// The connection that its bearer had.
+    from: Option<ConnectionId>,
     knock: Knock,
 }
 
@@ -173,6 +175,7 @@ impl Redirector {
             .and_then(|ticket| self.returning(&team, ticket, now_s));
         if let Some(returning) = &returning {
             visit.hop = returning.hop;
+            visit.from = visit.from.or(returning.from);
             if returning.hop >= MAX_HOPS {
                 let problem = Problem::new(
                     503,
@@ -279,6 +282,11 @@ impl Redirector {
         Some(Returning {
             hop: if chained { claims.hop.saturating_add(1) } else { 0 },
             chain_left_ms: CHAIN_S.saturating_sub(age_s) * 1_000,
+            // Within a chain of redirects the last ticket most likely opened nothing.
+            from: claims
+                .from
+                .filter(|_| chained)
+                .or_else(|| claims.jti.parse().ok()),
             knock: Knock {
                 node: claims.aud,
                 incarnation: claims.inc,

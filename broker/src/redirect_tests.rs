@@ -410,6 +410,32 @@ fn the_connection_that_is_replaced_goes_into_the_ticket() {
 }
 
 #[test]
+fn an_old_ticket_tells_which_connection_its_bearer_had() {
+    let world = world();
+    let from = |ticket: &str, extra: &str| {
+        let path = format!("/connect/T1?ticket={ticket}{extra}");
+        let claims = world.claims(location(&world.answer(&path, &upgrade(&[]))));
+        claims.from.map(|from| from.to_string())
+    };
+    let first = world.ticket(0, 60, |claims| claims.jti = "00000000000000a1".to_owned());
+    assert_eq!(from(&first, "").as_deref(), Some("00000000000000a1"));
+    assert_eq!(
+        from(&first, "&from=00000000000000ff").as_deref(),
+        Some("00000000000000ff"),
+        "what the client says itself comes first"
+    );
+    let within_a_chain = world.ticket(1, 1, |claims| {
+        claims.jti = "00000000000000b2".to_owned();
+        claims.from = "00000000000000a1".parse().ok();
+    });
+    assert_eq!(
+        from(&within_a_chain, "").as_deref(),
+        Some("00000000000000a1"),
+        "the second ticket of a chain opened nothing"
+    );
+}
+
+#[test]
 fn an_upgrade_needs_both_headers() {
     let headers = |upgrade: &'static str, connection: &'static str| {
         let mut headers = HeaderMap::new();

@@ -228,8 +228,7 @@ impl Floor {
         if state.connections >= self.config.capacity.connections || !descriptors_left {
             return None;
         }
-        state.serial += 1;
-        let id = ConnectionId::new(self.config.incarnation, state.serial);
+        let id = self.name_connection(state, knock);
         let outbox = Arc::new(Outbox::new(id, speaks, self.clock.now()));
         let team = &knock.team;
         if speaks == Speaks::Usher {
@@ -270,6 +269,21 @@ impl Floor {
             roster,
             outbox,
         })
+    }
+
+    /// A connection is called after the ticket that opened it: whoever shows that ticket again, at
+    /// any broker, says which connection it had. Only while a used ticket's first connection is
+    /// still there does the next need a name of its own.
+    fn name_connection(&self, state: &mut State, knock: &Knock) -> ConnectionId {
+        let taken = |id: &ConnectionId| {
+            let roster = state.rosters.get(&knock.team);
+            roster.is_some_and(|roster| roster.member(*id).is_some())
+        };
+        if let Some(id) = knock.claims.jti.parse().ok().filter(|id| !taken(id)) {
+            return id;
+        }
+        state.serial += 1;
+        ConnectionId::new(self.config.incarnation, state.serial)
     }
 
     fn report_arrival(&self, state: &mut State, knock: &Knock, connection: ConnectionId) {

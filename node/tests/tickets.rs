@@ -94,6 +94,26 @@ async fn a_used_ticket_replaces_the_connection_that_it_made() {
 }
 
 #[tokio::test]
+async fn a_connection_is_called_after_the_ticket_that_opened_it() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    let claims = rig.claims("T1", 5);
+    let path = format!("/teams/T1?usher=1&ticket={}", ticket::sign(&claims, "k1", &key()));
+    let name = async |rig: &Rig| {
+        let mut client = Client(rig.dial(&path, &[]).await.unwrap());
+        match client.told().await {
+            Control::Welcome { connection, .. } => (client, connection.to_string()),
+            other => panic!("not a welcome: {other:?}"),
+        }
+    };
+    let (first, named) = name(&rig).await;
+    assert_eq!(named, claims.jti);
+    let (_second, named) = name(&rig).await;
+    assert_ne!(named, claims.jti, "the first is still there, to be replaced");
+    drop(first);
+}
+
+#[tokio::test]
 async fn a_client_that_comes_before_the_assignment_waits_for_it() {
     let mut rig = Rig::start().await;
     let mut client = TcpStream::connect(rig.clients).await.unwrap();

@@ -211,12 +211,14 @@ random_bits! {
     BrokerId, "broker id"
 }
 
-/// One WebSocket. The node's incarnation fills the upper bits, so ids of different nodes do not meet.
+/// One WebSocket: 16 hexadecimal digits. A node calls a connection after the `jti` of the ticket that
+/// opened it, so that an old ticket tells which connection its bearer had.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(u64);
 
 impl ConnectionId {
-    /// The `serial`-th connection of a process: 24 bits of the incarnation, 40 of the serial.
+    /// For a connection whose ticket was used before: 24 bits of the incarnation, so that ids of
+    /// different nodes do not meet, and 40 of a serial number.
     #[must_use]
     pub const fn new(incarnation: Incarnation, serial: u64) -> Self {
         let top = (incarnation.bits() >> 104) as u64;
