@@ -2,7 +2,7 @@
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
@@ -92,6 +92,9 @@ impl NodeLinks {
         let (mut head, body) = request.into_parts();
         match head.uri.path() {
             "/healthz" => healthy(),
+            // Browsers send it with every WebSocket and every POST, nodes never: without a token a
+            // page anywhere could otherwise join the pool of whoever reads it.
+            PATH | EXITED_PATH if head.headers.contains_key(ORIGIN) => foreign(),
             PATH | EXITED_PATH if !self.admits(&head) => unauthorized(),
             PATH => {
                 let upgrade = head.extensions.remove::<OnUpgrade>();
@@ -227,6 +230,11 @@ impl NodeLinks {
             }
         }
     }
+}
+
+fn foreign() -> Answer {
+    let detail = "the node link is for nodes, and nodes send no Origin: pages may not use it";
+    answer::problem(&Problem::new(403, "foreign_origin", detail))
 }
 
 fn unauthorized() -> Answer {

@@ -184,6 +184,29 @@ async fn without_a_token_a_foreign_page_may_not_operate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_can_neither_join_the_pool_nor_declare_a_node_dead() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = Running::start(config(data.path())).await;
+    let handshake = [
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    // A page on loopback is no node either.
+    for origin in ["https://evil.tld", "null", "http://localhost:5173"] {
+        let mut headers = handshake.to_vec();
+        headers.push(("origin", origin));
+        let link = http(broker.node_link, "GET", "/v1/node-link", &headers, "").await;
+        assert_eq!((link.status, link.code().as_str()), (403, "foreign_origin"));
+        let page = [("origin", origin), ("content-type", "application/json")];
+        let exited = http(broker.node_link, "POST", "/v1/node-exited", &page, "{}").await;
+        assert_eq!((exited.status, exited.code().as_str()), (403, "foreign_origin"));
+    }
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_link_that_does_not_say_hello_properly_is_told_why_and_closed() {
     let data = tempfile::tempdir().unwrap();
     let broker = Running::start(config(data.path())).await;

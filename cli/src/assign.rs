@@ -109,7 +109,7 @@ fn render(team: &TeamView) -> String {
         .map_or(String::new(), |url| format!("\n  {url}"));
     let wishes = match held_to(team) {
         wishes if wishes == crate::table::NONE => String::new(),
-        wishes => format!("\n  held to {wishes}"),
+        wishes => format!("\n  wishes: {wishes}"),
     };
     format!("{place}{url}{wishes}\n")
 }
@@ -141,6 +141,14 @@ mod tests {
         assert_eq!(
             render(&placed),
             "T1 is on node-1 (epoch 7)\n  ws://127.0.0.1:7410/teams/T1\n"
+        );
+        let pinned = TeamView {
+            region: Some("eu".parse().unwrap()),
+            ..team("T1", Some("node-1"), 7)
+        };
+        assert_eq!(
+            render(&pinned),
+            "T1 is on node-1 (epoch 7)\n  wishes: region eu\n"
         );
         assert_eq!(
             render(&team("T1", None, 0)),

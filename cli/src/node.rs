@@ -21,6 +21,8 @@ use crate::settings::{self, File, Labels, is_loopback};
 
 /// What a node holds at most when nobody said: far above what one process has been seen to bear.
 const TEAMS: u32 = 100_000;
+/// Descriptors that the node keeps free, whatever its capacity: beyond that it turns clients away.
+const LEAST_SPARE_DESCRIPTORS: u64 = 128;
 /// Descriptors kept for everything that is not a client: listeners, the broker link, bridges, files.
 const SPARE_DESCRIPTORS: u64 = 500;
 
@@ -138,6 +140,15 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     .map_err(Failure::settings)?;
     let is_child = std::env::var_os(PARENT_VARIABLE).is_some();
     if is_child || args.no_parent {
+        let most = config.capacity.connections;
+        if let Some(asked) = settings.capacity_connections.filter(|asked| *asked > most) {
+            tracing::warn!(
+                asked,
+                most,
+                descriptors,
+                "the limit of file descriptors allows fewer connections than asked for: raise it (`ulimit -n`)"
+            );
+        }
         parent::tie_to_parent().map_err(Failure::settings)?;
         usher_node::run(config).await.map_err(Failure::settings)?;
         return Ok(ExitCode::SUCCESS);
@@ -178,7 +189,17 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
         );
     }
     let weight = settings.weight.map_or(Some(Weight::NODE), Weight::new);
-    let by_descriptors = u32::try_from(descriptors.saturating_sub(SPARE_DESCRIPTORS)).unwrap_or(u32::MAX);
+    let without = |spare| u32::try_from(descriptors.saturating_sub(spare)).unwrap_or(u32::MAX);
+    let connections = match settings.capacity_connections {
+        // The broker must not be told of room that there is not: it would send clients there in vain.
+        Some(asked) => asked.min(without(LEAST_SPARE_DESCRIPTORS)),
+        None => without(SPARE_DESCRIPTORS),
+    };
+    if connections == 0 && settings.capacity_connections != Some(0) {
+        bail!(
+            "this process may open {descriptors} files, which leaves none for clients: raise the limit (`ulimit -n`, LimitNOFILE=) above {SPARE_DESCRIPTORS}"
+        );
+    }
     let config = usher_node::Config {
         node: name,
         incarnation: incarnation()?,
@@ -198,7 +219,7 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
         weight: weight.with_context(|| format!("--weight is from 1 to {}", Weight::MAX))?,
         capacity: Capacity {
             teams: settings.capacity_teams.unwrap_or(TEAMS),
-            connections: settings.capacity_connections.unwrap_or(by_descriptors),
+            connections,
         },
         relay: match settings.relay {
             Some(RelaySetting::None) => Relay::None,
@@ -261,7 +282,7 @@ mod tests {
     use super::*;
     use usher_shared::secret::Token;
 
-    fn config(settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
+    fn config_within(descriptors: u64, settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
         let args = NodeArgs {
             config: None,
             no_parent: true,
@@ -270,7 +291,27 @@ mod tests {
                 ..settings
             },
         };
-        configure(&args, 20_000).map(|(config, _)| config)
+        configure(&args, descriptors).map(|(config, _)| config)
+    }
+
+    fn config(settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
+        config_within(20_000, settings)
+    }
+
+    #[test]
+    fn no_more_connections_are_offered_than_there_are_descriptors_for() {
+        let with = |asked| NodeSettings {
+            capacity_connections: asked,
+            ..NodeSettings::default()
+        };
+        let room = |descriptors, asked| {
+            config_within(descriptors, with(asked)).map(|config| config.capacity.connections)
+        };
+        assert_eq!(room(1_024, None).unwrap(), 524);
+        assert_eq!(room(1_024, Some(50)).unwrap(), 50);
+        assert_eq!(room(1_024, Some(5_000)).unwrap(), 896);
+        let none = room(200, None).unwrap_err().to_string();
+        assert!(none.contains("ulimit -n"), "{none}");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! No connection of a client depends on it.
 
 use futures_util::{SinkExt as _, StreamExt as _};
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
+use http::{HeaderValue, StatusCode};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -119,6 +119,15 @@ fn tell(broker: &BrokerAddress, error: &LinkError) -> Option<u64> {
         LinkError::Disobey(why) => {
             tracing::error!(%broker, %why, "this node refused a broker");
             Some(LAST_RETRY_MS)
+        }
+        LinkError::Socket(tungstenite::Error::Http(answer))
+            if answer.status() == StatusCode::UNAUTHORIZED =>
+        {
+            tracing::error!(
+                %broker,
+                "the broker does not know this node's token: give both the same, with --node-token-file or USHER_NODE_TOKEN"
+            );
+            None
         }
         error => {
             let source = std::error::Error::source(error).map(ToString::to_string);

@@ -21,6 +21,9 @@ use crate::team::{Activation, Move, Owner};
 const INVENTORY_MAX: usize = 1_000_000;
 /// How long a refused node waits before it tries again.
 const REFUSED_RETRY_MS: u64 = 1_000;
+/// How far ahead of this broker's term a node's may be. A term is one start of a broker, so no copy of a
+/// store is a million behind; and a term near the end of its range would be the cluster's last.
+const TERMS_AHEAD_MAX: u64 = 1_000_000;
 /// How many peers a node is told of.
 const PEERS: usize = 3;
 
@@ -113,6 +116,13 @@ impl Core {
                 self.cluster
             );
             return Some((RefusedCode::Cluster, detail));
+        }
+        if hello.cluster.is_some() && hello.highest_term > self.term.plus(TERMS_AHEAD_MAX) {
+            let detail = format!(
+                "the node claims term {}, and this broker is at {}: no cluster comes so far; restart the node",
+                hello.highest_term, self.term
+            );
+            return Some((RefusedCode::BadMessage, detail));
         }
         match self.nodes.get(&hello.node) {
             None if self.nodes.len() >= self.settings.max_nodes => Some((

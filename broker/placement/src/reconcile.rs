@@ -29,15 +29,21 @@ impl Core {
     /// Brings a node's holdings and the core's into line.
     pub(crate) fn reconcile(&mut self, id: &NodeId, inventory: &[Held], now: Timestamp) {
         let mut shown = BTreeSet::new();
+        let mut forged = 0_u32;
         for held in inventory {
             if self.grants.verify(&held.team, id, held.epoch, &held.grant) {
                 if self.reconcile_team(id, held, now) {
                     shown.insert(held.team.clone());
                 }
             } else {
-                self.bad_message(id, "its inventory has an entry without a grant of this cluster");
+                forged += 1;
                 self.revoke(id, &held.team, held.epoch);
             }
+        }
+        if forged > 0 {
+            // Once for all of them: a node may claim a million teams, and each notice is a line of the log.
+            let detail = format!("its inventory has {forged} entries without a grant of this cluster");
+            self.bad_message(id, &detail);
         }
         self.activate_what_was_given_up(id, inventory);
         self.assign_missing(id, &shown);

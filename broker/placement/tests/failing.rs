@@ -194,8 +194,10 @@ fn an_inventory_without_grants_of_ours_is_not_believed() {
         .get_mut(&node("a"))
         .unwrap()
         .held
-        .insert(team(&stolen), forged);
+        .extend([team(&stolen), team("ghost")].map(|team| (team, forged.clone())));
     world.connect("a");
+    let told = |notice: &Notice| matches!(notice, Notice::BadMessage { detail, .. } if detail.contains(" 2 entries"));
+    assert!(world.noticed(told), "one notice for all entries");
     assert_eq!(world.owner(&stolen).as_deref(), Some("b"));
     assert!(
         world.store.epochs < Epoch::new(1 << 40).unwrap(),
@@ -431,6 +433,18 @@ fn a_broker_that_meets_a_higher_term_goes_on_above_it() {
     world.connect("a");
     assert_eq!(world.core.status(world.now).term, Term::new(42).unwrap());
     assert_eq!(world.store.term, Term::new(42).unwrap());
+}
+
+#[test]
+fn a_term_that_no_cluster_reaches_is_not_believed() {
+    let mut world = pool(&["a", "b"], 4);
+    let before = world.core.status(world.now).term;
+    world.cut("b");
+    world.nodes.get_mut(&node("b")).unwrap().hello.highest_term = Term::new((1 << 53) - 1).unwrap();
+    world.say_hello("b");
+    assert!(world.noticed(|notice| matches!(notice, Notice::NodeRefused { .. })));
+    assert_eq!(world.core.status(world.now).term, before);
+    assert_eq!(world.store.term, before);
 }
 
 #[test]

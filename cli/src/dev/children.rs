@@ -154,7 +154,9 @@ pub(super) fn worker_of(parent: u32) -> Option<u32> {
     let entries = std::fs::read_dir("/proc").ok()?;
     entries.flatten().find_map(|entry| {
         let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        (stat(pid)?.parent == parent).then_some(pid)
+        let stat = stat(pid)?;
+        // A dead one stays until its parent, which may be stopped, has buried it.
+        (stat.parent == parent && !matches!(stat.state, 'Z' | 'X')).then_some(pid)
     })
 }
 
@@ -198,6 +200,11 @@ mod tests {
             );
             std::thread::sleep(Duration::from_millis(5));
         }
+        assert_ne!(
+            worker_of(std::process::id()),
+            Some(pid),
+            "a dead child works no more"
+        );
         child.wait().unwrap();
         assert!(stat(pid).is_none_or(|stat| stat.parent != std::process::id()));
     }

@@ -209,14 +209,20 @@ fn ended(view: &OperationView) -> String {
         OperationState::Cancelled => "was cancelled after",
         OperationState::Running | OperationState::Done => "is done after",
     };
+    // More can come than had left: the teams' new clients are counted with the others.
+    let connections = match view.connections {
+        0 => "no connections to move".to_owned(),
+        all => format!(
+            "{} of {all} connections arrived elsewhere",
+            view.connections_arrived.min(all)
+        ),
+    };
     format!(
-        "{} of {} {how} {}: {} moved, {} of {} connections arrived elsewhere (`usher operation {}`)",
+        "{} of {} {how} {}: {} moved, {connections} (`usher operation {}`)",
         view.kind.as_str(),
         view.node,
         for_people(view.elapsed_ms),
         count(u64::from(view.teams_moved), "team"),
-        view.connections_arrived,
-        view.connections,
         view.operation
     )
 }
@@ -358,6 +364,25 @@ mod tests {
             [
                 "drain of node-1 is done after 4.1 s: 41 teams moved, 780 of 2000 connections arrived elsewhere (`usher operation drain-7-1`)"
             ]
+        );
+    }
+
+    #[test]
+    fn more_connections_than_there_were_are_not_told() {
+        let mut watch = Watch::default();
+        let view = nodes(&[("node-1", 1, NodeState::Ready, 0)]);
+        let _ = watch.look(&view, &none(), 0);
+        let shed = OperationView {
+            teams_moved: 3,
+            connections: 0,
+            connections_arrived: 2,
+            elapsed_ms: 4,
+            ..operation(OperationKind::Shed, OperationState::Done)
+        };
+        let told = watch.look(&view, &one(shed), 100);
+        assert!(
+            told[0].contains("3 teams moved, no connections to move ("),
+            "{told:?}"
         );
     }
 

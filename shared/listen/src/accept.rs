@@ -8,7 +8,7 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +30,9 @@ pub struct Limits {
     pub head_bytes: usize,
     /// The most headers in a request.
     pub headers: usize,
+    /// How long what is written may wait for a client that does not read it. hyper has no such bound:
+    /// a client that asks and never reads would keep its place, and megabytes in the kernel, for ever.
+    pub write_timeout: Duration,
     /// How long connections may take to finish once a stop was asked for.
     pub stop_timeout: Duration,
 }
@@ -41,6 +44,7 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             head_bytes: 16 * 1024,
             headers: 64,
+            write_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(5),
         }
     }
@@ -152,6 +156,12 @@ where
     }
 }
 
+/// Takes [`Limits::write_timeout`] off a connection that is no longer in HTTP: its new protocol has
+/// its own way with readers that fall behind.
+pub fn upgraded(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_tcp_user_timeout(None);
+}
+
 async fn accept_one(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
@@ -184,6 +194,8 @@ async fn serve_one<S, B>(
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let _ = stream.set_nodelay(true);
+    // The kernel ends the connection (TCP_USER_TIMEOUT, tcp(7)), also when the client's window is closed.
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(limits.write_timeout));
     let with_peer = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(PeerAddress(peer));
         service.call(request)
@@ -205,5 +217,45 @@ async fn serve_one<S, B>(
     };
     if let Err(error) = ended {
         tracing::debug!(%peer, %error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    #[tokio::test]
+    async fn a_client_that_reads_nothing_does_not_keep_its_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits {
+            connections: 1,
+            write_timeout: Duration::from_millis(500),
+            ..Limits::default()
+        };
+        let answer = service_fn(|_| async {
+            let large = Bytes::from(vec![b'x'; 16 << 20]);
+            Ok::<_, Infallible>(Response::new(Full::new(large)))
+        });
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(listener, limits, stop.clone(), answer));
+        let mut deaf = TcpStream::connect(address).await.unwrap();
+        deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut next = TcpStream::connect(address).await.unwrap();
+        next.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut first = [0; 12];
+        let answered = tokio::time::timeout(Duration::from_secs(20), next.read_exact(&mut first)).await;
+        assert!(answered.is_ok(), "the place was not given up");
+        assert_eq!(&first, b"HTTP/1.1 200");
+        drop((deaf, next));
+        stop.cancel();
+        serving.await.unwrap();
     }
 }
