@@ -93,9 +93,10 @@ pub(crate) fn accept_upgrade(method: &Method, headers: &HeaderMap) -> Handshake 
             status: 426,
             ..bad_upgrade()
         });
-        refused
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        // RFC 9110 section 15.5.22 wants the first, RFC 6455 section 4.4 the second.
+        let headers = refused.headers_mut();
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Handshake::Refused(refused);
     }
     let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes);

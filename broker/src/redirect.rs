@@ -144,10 +144,10 @@ impl Redirector {
         if standing == Standing::Admitted {
             visit.allow_origin = head.headers.get(ORIGIN).cloned();
         }
-        // Only a browser's ways are guarded so: other clients send any Origin, or none.
-        let by_browser = matches!(visit.way, Way::Json | Way::InBand);
-        let rebound =
-            self.rules.refuse_rebinding && is_browser(&head.headers) && may_be_rebound(&head.headers);
+        // Only browsers and their ways are guarded so: other clients send any Origin, or none.
+        let browser = is_browser(&head.headers);
+        let by_browser = browser || matches!(visit.way, Way::Json | Way::InBand);
+        let rebound = self.rules.refuse_rebinding && browser && may_be_rebound(&head.headers);
         if by_browser && (standing == Standing::Foreign || rebound) {
             return refused(
                 &visit,

@@ -233,6 +233,13 @@ fn pages_of_a_foreign_origin_get_no_ticket() {
         assert_eq!(answer.status(), 403);
         assert!(!answer.headers().contains_key("access-control-allow-origin"));
     }
+    // What a form or a `no-cors` fetch sends counts as well: it could post, and make teams.
+    let simple = [
+        ("accept", "*/*"),
+        ("user-agent", FIREFOX),
+        ("origin", "https://evil.tld"),
+    ];
+    assert_eq!(world.answer("/connect/T1", &simple).status(), 403);
     // A name that somebody pointed at this machine; such a page counts as same-origin.
     let rebound = [
         ("accept", "application/json"),

@@ -15,7 +15,7 @@ use crate::outbox::{Outbox, Pushed};
 #[derive(Debug)]
 pub(crate) struct Roster {
     pub(crate) team: TeamId,
-    /// In the order of their ids, which is the order of their coming.
+    /// In the order of their ids, so that one of many thousands is found without a walk.
     members: Mutex<Vec<Arc<Outbox>>>,
     /// Frames since the last heartbeat.
     frames: AtomicU32,
@@ -37,7 +37,7 @@ impl Roster {
         }
     }
 
-    /// Adds a connection whose id is higher than any before.
+    /// Adds a connection whose id nobody here has.
     pub(crate) fn join(&self, outbox: Arc<Outbox>) {
         let mut members = self.members.lock();
         // Vec doubles; most teams have a handful of members, and there are many teams.
@@ -45,7 +45,8 @@ impl Roster {
             let more = (members.len() / 2).max(1);
             members.reserve_exact(more);
         }
-        members.push(outbox);
+        let at = members.partition_point(|member| member.id < outbox.id);
+        members.insert(at, outbox);
     }
 
     /// Removes a connection; whether none is left.
@@ -100,5 +101,34 @@ impl Roster {
     /// Connections, and frames in both directions since the last call.
     pub(crate) fn activity(&self) -> (usize, u32) {
         (self.members.lock().len(), self.frames.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::Speaks;
+
+    #[test]
+    fn whoever_came_in_whatever_order_is_found_and_leaves_nothing_behind() {
+        let roster = Roster::new("T1".parse().unwrap());
+        let ids: Vec<ConnectionId> = [
+            "00000000000000ff",
+            "0000000000000001",
+            "ff00000000000000",
+            "0000000000000002",
+        ]
+        .map(|id| id.parse().unwrap())
+        .to_vec();
+        for id in &ids {
+            roster.join(Arc::new(Outbox::new(*id, Speaks::Plain, 0)));
+        }
+        for id in &ids {
+            assert_eq!(roster.member(*id).map(|member| member.id), Some(*id));
+        }
+        for (at, id) in ids.iter().enumerate() {
+            assert_eq!(roster.leave(*id), at + 1 == ids.len());
+        }
+        assert!(roster.members().is_empty());
     }
 }
