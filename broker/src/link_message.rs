@@ -9,6 +9,9 @@ const MAX_IDLE: usize = 256;
 /// As documented for [`usher_shared::link::Heartbeat::hot_teams`].
 const MAX_HOT: usize = 16;
 
+/// The most characters of a node's words in a line of the log.
+const MAX_LOGGED: usize = 256;
+
 /// What a node must not send.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BadMessage {
@@ -30,6 +33,11 @@ impl BadMessage {
             Self::Binary | Self::Json(_) | Self::List { .. } => "bound",
         }
     }
+}
+
+/// A node's words fit for a line of the log: an error can repeat a whole frame, line breaks included.
+pub(crate) fn for_log(words: &str) -> String {
+    words.escape_debug().take(MAX_LOGGED).collect()
 }
 
 /// The event in a message; none in one of a type that is not known here.
@@ -91,6 +99,24 @@ mod tests {
         };
         assert!(matches!(read(&page(MAX_LIST)), Ok(Some(Event::Inventory { .. }))));
         assert!(matches!(read(&page(MAX_LIST + 1)), Err(BadMessage::List { .. })));
+    }
+
+    #[test]
+    fn what_a_node_says_cannot_forge_a_line_of_the_log() {
+        let page = |state: &str| {
+            let team = r#"{"team":"T","epoch":1,"grant":"g","state":"#;
+            format!(r#"{{"type":"inventory","more":false,"teams":[{team}"{state}","connections":0}}]}}"#)
+        };
+        let refused = |state: &str| match read(&page(state)) {
+            Err(bad) => for_log(&bad.to_string()),
+            Ok(_) => panic!("{state} is no state"),
+        };
+        let forged = refused(r"\u001b[31m\nnode is ready");
+        assert!(
+            forged.contains(r"\nnode is ready") && !forged.contains(char::is_control),
+            "{forged}"
+        );
+        assert_eq!(refused(&"x".repeat(100_000)).chars().count(), MAX_LOGGED);
     }
 
     #[test]

@@ -31,7 +31,7 @@ use crate::body;
 use crate::clients::{healthy, not_found, wrong_method};
 use crate::handle::{CoreHandle, Input};
 use crate::in_band::{Handshake, accept_upgrade};
-use crate::link_message::{BadMessage, event_of};
+use crate::link_message::{BadMessage, event_of, for_log};
 use crate::outlet::{Outgoing, OutgoingQueue, Outlet};
 use crate::random;
 use crate::telemetry;
@@ -174,7 +174,8 @@ impl NodeLinks {
         let writing = write(sink, outgoing, self.lease, self.stop.clone(), cut.clone());
         let reading = async {
             if let Err(bad) = self.read(&mut stream, link, &cut).await {
-                tracing::warn!(%node, reason = %bad, "the node broke the protocol; its link is closed");
+                let reason = for_log(&bad.to_string());
+                tracing::warn!(%node, reason, "the node broke the protocol; its link is closed");
                 metrics::counter!(telemetry::BAD_MESSAGES, "what" => bad.what()).increment(1);
                 complain.close(refusal(RefusedCode::BadMessage, bad.to_string()));
                 // Read on until the node has closed, or what it is told could be lost in a reset.
@@ -314,7 +315,8 @@ fn hello_of(text: &str) -> Result<Box<Hello>, Refused> {
 }
 
 async fn turn_away(mut socket: Socket, refused: Refused) {
-    tracing::warn!(code = ?refused.code, detail = %refused.detail, "a link was turned away");
+    let detail = for_log(&refused.detail);
+    tracing::warn!(code = ?refused.code, detail, "a link was turned away");
     let told = async {
         let text = serde_json::to_string(&ToNode::Refused(refused)).unwrap_or_default();
         socket.send(Message::text(text)).await?;

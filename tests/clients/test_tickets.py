@@ -170,15 +170,16 @@ async def test_a_page_with_a_stale_ticket_is_sent_back_in_a_frame(cluster, mint,
 
 async def test_a_ticket_used_twice_replaces_the_connection_it_made(cluster, mint, team):
     host, port = mint.node.address
-    url = f"ws://{host}:{port}/teams/{team}?ticket={mint()}"
-    async with connect(url) as first, connect(url) as second:
-        with pytest.raises(websockets.ConnectionClosed):
-            await asyncio.wait_for(first.recv(), 30)
-        assert first.close_code != 1000
-        mate = f"ws://{host}:{port}/teams/{team}?ticket={mint()}"
-        async with connect(mate) as third:
-            await third.send("still here?")
-            assert await asyncio.wait_for(second.recv(), 30) == "still here?"
+    url = f"ws://{host}:{port}/teams/{team}?ticket="
+    # A connection is named after its ticket, so each one is another name to be found by.
+    for ticket in [mint() for _ in range(10)]:
+        async with connect(url + ticket) as first, connect(url + ticket) as second:
+            with pytest.raises(websockets.ConnectionClosed):
+                await asyncio.wait_for(first.recv(), 30)
+            assert first.close_code == 4309
+            async with connect(url + mint()) as mate:
+                await mate.send("still here?")
+                assert await asyncio.wait_for(second.recv(), 30) == "still here?"
 
 
 def test_a_redirect_loop_is_cut_at_the_third_hop(cluster, team):

@@ -410,16 +410,12 @@ impl Core {
         node.seen = Seen::Unlinked {
             heard: node.heard(),
             hint: Hint::None,
+            probe_at: None,
         };
         if left {
             return self.forget_node(&id, now);
         }
-        let probe = Command::Probe {
-            node: id.clone(),
-            incarnation: node.incarnation(),
-            address: node.hello.probe.clone(),
-        };
-        self.command(probe);
+        self.probe(&id);
         self.rekey(&id);
         self.publish_node(&id);
         self.notice(Notice::NodeSilent { node: id });

@@ -9,10 +9,13 @@ use usher_shared::id::{Incarnation, Label, NodeId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::BrokerState;
 
-use crate::command::Notice;
+use crate::command::{Command, Notice};
 use crate::core::Core;
 use crate::event::ProbeOutcome;
 use crate::node::{Hint, Node, Proof, Seen, Silence};
+
+/// How long after a probe that found somebody, or heard nothing, the address is tried again.
+const PROBE_AGAIN_MS: u64 = 500;
 
 /// How freely owners may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +83,34 @@ impl Core {
         });
     }
 
+    /// Asks whether anybody listens where the node did.
+    pub(crate) fn probe(&mut self, id: &NodeId) {
+        if let Some(node) = self.nodes.get(id) {
+            let (incarnation, address) = (node.incarnation(), node.hello.probe.clone());
+            self.command(Command::Probe {
+                node: id.clone(),
+                incarnation,
+                address,
+            });
+        }
+    }
+
+    /// Probes again where the last answer may have come from a process that was just dying.
+    fn probe_again(&mut self, now: Timestamp) {
+        let mut due = Vec::new();
+        for (id, node) in &mut self.nodes {
+            if let Seen::Unlinked { probe_at, .. } = &mut node.seen
+                && probe_at.is_some_and(|at| at <= now)
+            {
+                *probe_at = None;
+                due.push(id.clone());
+            }
+        }
+        for id in due {
+            self.probe(&id);
+        }
+    }
+
     pub(crate) fn probed(
         &mut self,
         id: &NodeId,
@@ -94,11 +125,14 @@ impl Core {
         else {
             return;
         };
-        if let Seen::Unlinked { hint, .. } = &mut node.seen
-            && outcome == ProbeOutcome::Refused
-        {
+        let Seen::Unlinked { hint, probe_at, .. } = &mut node.seen else {
+            return;
+        };
+        if outcome == ProbeOutcome::Refused {
             *hint = Hint::Refused;
             self.watch_nodes(now);
+        } else {
+            *probe_at = Some(now.plus(PROBE_AGAIN_MS));
         }
     }
 
@@ -114,6 +148,7 @@ impl Core {
 
     /// Looks at every node: who missed heartbeats, whose time is over.
     pub(crate) fn watch_nodes(&mut self, now: Timestamp) {
+        self.probe_again(now);
         if let Mode::Grace { until } = self.mode {
             if now < until {
                 return;

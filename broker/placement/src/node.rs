@@ -42,6 +42,8 @@ pub(crate) enum Seen {
         heard: Timestamp,
         /// What its probe address said.
         hint: Hint,
+        /// When to ask it again: a process that is just dying may still have accepted.
+        probe_at: Option<Timestamp>,
     },
     /// Its teams were given to others.
     Dead {

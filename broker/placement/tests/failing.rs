@@ -121,6 +121,25 @@ fn a_closed_link_whose_address_answers_is_no_death() {
 }
 
 #[test]
+fn an_address_that_answered_once_is_tried_again_until_the_lease_ends() {
+    let mut world = pool(&["a", "b", "c"], 30);
+    let incarnation = world.nodes[&node("a")].hello.incarnation;
+    world.cut("a");
+    world.nodes.remove(&node("a"));
+    let told = |outcome| Event::Probed {
+        node: node("a"),
+        incarnation,
+        outcome,
+    };
+    world.tell(told(ProbeOutcome::Answered));
+    world.advance(1_000);
+    assert_eq!(world.probes.len(), 2, "a dying process may have answered");
+    world.tell(told(ProbeOutcome::Refused));
+    assert!(teams_of(&world, "a").is_empty());
+    world.check();
+}
+
+#[test]
 fn a_new_incarnation_is_proof_that_the_old_one_is_gone() {
     let mut world = pool(&["a", "b", "c"], 30);
     let moved = teams_of(&world, "a");
