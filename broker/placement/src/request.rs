@@ -101,7 +101,11 @@ impl Core {
                     .operations
                     .get(&operation)
                     .is_some_and(crate::operation::Operation::is_running);
-                if running && !self.held_here_by_pin(id, &owner.node, now) {
+                let pinned = self
+                    .teams
+                    .get(id)
+                    .is_some_and(|team| self.is_held_here(team, &owner.node, now));
+                if running && !pinned {
                     self.move_now(id, Cause::Drain, Some(&operation), now);
                 }
             }
@@ -110,10 +114,6 @@ impl Core {
             }
             _ => {}
         }
-    }
-
-    fn held_here_by_pin(&self, id: &TeamId, node: &NodeId, now: Timestamp) -> bool {
-        self.held_here(node, now).contains(id)
     }
 
     fn create(&mut self, id: &TeamId, team: Team, cause: Cause, now: Timestamp) -> Result<Answer, Refusal> {

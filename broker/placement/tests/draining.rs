@@ -6,7 +6,7 @@ mod world;
 
 use usher_placement::{Ask, Event, Notice, Settings};
 use usher_shared::link::{Arrival, Arrivals, Capacity, Departure, Departures, EndedBy, HoldState, TeamEpoch};
-use usher_shared::rest::{Cause, DrainPost, NodeState, OperationState, ShedPost};
+use usher_shared::rest::{Cause, DrainPost, NodeState, OperationState, Pin, PinStrength, ShedPost, TeamPut};
 use world::*;
 
 #[test]
@@ -443,4 +443,39 @@ fn cordon_takes_no_new_teams_and_keeps_the_old() {
     assert_eq!(world.spread()["a"], before);
     world.ask(Ask::Uncordon { node: node("a") }).unwrap();
     assert_eq!(world.place("u"), "a");
+}
+
+#[test]
+fn a_forced_drain_leaves_hard_pinned_teams_where_they_are_also_when_their_clients_ask() {
+    let mut world = pool(&["a", "b"], 10);
+    let pin = Pin {
+        node: node("a"),
+        seconds: 600,
+        strength: PinStrength::Hard,
+    };
+    let put = TeamPut {
+        pin: Some(pin),
+        ..TeamPut::default()
+    };
+    world.put("held", put).unwrap();
+    world.nodes.get_mut(&node("a")).unwrap().connections = 10_000;
+    world.advance(1_000);
+    let force = DrainPost {
+        force: true,
+        ..DrainPost::default()
+    };
+    world
+        .ask(Ask::Drain {
+            node: node("a"),
+            post: force,
+        })
+        .unwrap();
+    assert_eq!(world.place("held"), "a");
+    world.advance(120_000);
+    assert_eq!(world.spread()["a"], 1);
+    assert_eq!(
+        world.core.operations(world.now)[0].detail,
+        "1 hard-pinned teams stay"
+    );
+    world.check();
 }
