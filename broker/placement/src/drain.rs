@@ -205,7 +205,7 @@ impl Core {
     }
 
     /// Whether a hard pin holds this team on this node.
-    pub(crate) fn is_held_here(&self, team: &Team, id: &NodeId, now: Timestamp) -> bool {
+    fn is_held_here(&self, team: &Team, id: &NodeId, now: Timestamp) -> bool {
         team.pin.as_ref().is_some_and(|pin| {
             pin.strength == PinStrength::Hard && pin.node == *id && pin.until_wall_ms > self.wall_ms(now)
         })

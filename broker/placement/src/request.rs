@@ -94,18 +94,15 @@ impl Core {
         let knocked =
             knock.is_some_and(|knock| knock.node == owner.node && knock.incarnation == owner.incarnation);
         match &node.intent {
-            // Without a target it stays: the node serves as long as it can.
+            // Without a target it stays, as a team does that is pinned hard to this node: the node
+            // serves as long as it can.
             Intent::Draining(operation) => {
                 let operation = operation.clone();
                 let running = self
                     .operations
                     .get(&operation)
                     .is_some_and(crate::operation::Operation::is_running);
-                let pinned = self
-                    .teams
-                    .get(id)
-                    .is_some_and(|team| self.is_held_here(team, &owner.node, now));
-                if running && !pinned {
+                if running {
                     self.move_now(id, Cause::Drain, Some(&operation), now);
                 }
             }
