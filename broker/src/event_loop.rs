@@ -17,11 +17,11 @@ use usher_shared::quantity::Timestamp;
 use crate::handle::{CoreHandle, Denied, Granted, Input, Read, ReplyTo, Request, Vitals};
 use crate::keys::Keyring;
 use crate::outlet::Outlets;
-use crate::pipeline::{Effect, Pace, Pipeline};
 use crate::probe::Prober;
 use crate::routes::RouteTable;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
+use usher_placement::pipeline::{Effect, Pace, Pipeline};
 
 /// Inputs taken in before commands are carried out: enough to share one flush of the store, few
 /// enough that the first of them does not wait for the last.
@@ -62,6 +62,9 @@ struct StoreDone {
     outcome: Result<(), StoreError>,
 }
 
+/// Hands a request its answer.
+type Reply = Box<dyn FnOnce() + Send>;
+
 struct Pending {
     reply: ReplyTo,
     subject: Subject,
@@ -80,7 +83,7 @@ struct EventLoop {
     routes: Arc<RouteTable>,
     keys: Arc<Keyring>,
     vitals: Arc<Vitals>,
-    pipeline: Pipeline,
+    pipeline: Pipeline<Reply>,
     outlets: Outlets,
     prober: Prober,
     /// By the number each request was given here; every one is answered once and then gone.
@@ -91,7 +94,7 @@ struct EventLoop {
     handed_over: Option<Timestamp>,
     /// A batch that failed, and when to try it again.
     failed: Option<(Vec<Record>, Timestamp)>,
-    ready: Vec<Effect>,
+    ready: Vec<Effect<Reply>>,
 }
 
 /// Starts the loop's thread and the store's. Returns once the core's first commands (the routes
@@ -174,10 +177,10 @@ impl EventLoop {
         settled: tokio::sync::oneshot::Sender<()>,
     ) {
         self.pump(clock::boottime());
-        let settle = Effect::Reply(Box::new(move || {
+        let settle: Reply = Box::new(move || {
             let _ = settled.send(());
-        }));
-        self.pipeline.push(settle, &mut self.ready);
+        });
+        self.pipeline.push(Effect::Reply(settle), &mut self.ready);
         self.carry_out();
         loop {
             let now = clock::boottime();

@@ -2,7 +2,7 @@
 //!
 //! | question | file |
 //! | --- | --- |
-//! | who owns the core, and in what order is what it says carried out? | `event_loop`, `pipeline` |
+//! | who owns the core, and in what order is what it says carried out? | `event_loop`, and `pipeline` of the placement package |
 //! | where does this client go, and how is it told? | [`redirect`], `query`, `origin`, `in_band` |
 //! | what may be answered without the core? | [`routes`] |
 //! | what does an operator see and do? | `admin`, `body`, `figures` |
@@ -25,7 +25,6 @@ mod node_link;
 pub mod origin;
 mod outlet;
 mod page;
-mod pipeline;
 mod probe;
 pub mod query;
 mod random;

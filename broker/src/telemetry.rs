@@ -5,7 +5,7 @@ use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use std::time::Duration;
-use usher_placement::Notice;
+use usher_placement::{Notice, Pace};
 use usher_shared::rest::Cause;
 
 pub(crate) const REDIRECTS: &str = "usher_redirects_total";
@@ -19,6 +19,8 @@ pub(crate) const STORE_FLUSH: &str = "usher_store_flush_duration_seconds";
 pub(crate) const STORE_FAILING: &str = "usher_store_failing";
 pub(crate) const BAD_MESSAGES: &str = "usher_link_bad_messages_total";
 pub(crate) const NODES_DEAD: &str = "usher_nodes_dead_total";
+pub(crate) const STORE_REGRESSED: &str = "usher_store_regressed_total";
+pub(crate) const CLOCK_PACE: &str = "usher_node_clock_pace_changes_total";
 pub(crate) const NODES_REFUSED: &str = "usher_nodes_refused_total";
 pub(crate) const UNPLACED: &str = "usher_unplaced_total";
 pub(crate) const OPERATIONS: &str = "usher_operations_total";
@@ -145,6 +147,16 @@ pub(crate) fn describe() {
     );
     describe_counter!(NODES_REFUSED, Unit::Count, "Hellos that were not accepted");
     describe_counter!(
+        STORE_REGRESSED,
+        Unit::Count,
+        "Times that a node showed more than the store knows: it was restored from an old copy, or lost writes"
+    );
+    describe_counter!(
+        CLOCK_PACE,
+        Unit::Count,
+        "Times that a node's clock began to run at another pace than the broker's, or like it again"
+    );
+    describe_counter!(
         UNPLACED,
         Unit::Count,
         "Times that a team needed an owner and no node could take it, by what for"
@@ -176,6 +188,10 @@ fn register() {
         counter!(BAD_MESSAGES, "what" => what).increment(0);
     }
     counter!(NODES_REFUSED).increment(0);
+    counter!(STORE_REGRESSED).increment(0);
+    for pace in ["even", "fast", "slow"] {
+        counter!(CLOCK_PACE, "pace" => pace).increment(0);
+    }
     gauge!(STORE_FAILING).set(0.0);
     // A histogram shows nothing until it is touched; these make its name known.
     let _ = (
@@ -256,7 +272,25 @@ pub(crate) fn note(notice: &Notice) {
         }
         Notice::GraceOver { reported, known } => tracing::info!(reported, known, "grace is over"),
         Notice::StoreRegressed { detail } => {
+            counter!(STORE_REGRESSED).increment(1);
             tracing::error!(detail, "the store is older than what a node knows");
+        }
+        Notice::ClockPace { node, pace } => {
+            let word = match pace {
+                Pace::Even => "even",
+                Pace::Fast { .. } => "fast",
+                Pace::Slow { .. } => "slow",
+            };
+            counter!(CLOCK_PACE, "pace" => word).increment(1);
+            match pace {
+                Pace::Even => tracing::info!(%node, "the node's clock runs as this broker's again"),
+                Pace::Fast { ppm } | Pace::Slow { ppm } => tracing::error!(
+                    %node,
+                    pace = word,
+                    ppm,
+                    "the node's clock runs at another pace than this broker's: leases count on less than half                      a percent; it gets no new teams. Mend its clock, or drain it"
+                ),
+            }
         }
         Notice::BadMessage { node, detail } => {
             counter!(BAD_MESSAGES, "what" => "order").increment(1);

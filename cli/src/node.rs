@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use usher_node::Relay;
 use usher_node::parent::{self, INCARNATION_VARIABLE, PARENT_VARIABLE, ParentConfig};
+use usher_node::{OnLapse, Relay};
 use usher_shared::id::{Incarnation, Label, NodeId};
 use usher_shared::link::{Capacity, MAX_LABELS};
 use usher_shared::quantity::Weight;
@@ -97,6 +97,10 @@ pub(crate) struct NodeSettings {
     /// What happens to a frame: to the rest of its team, or nothing [default: team]
     #[arg(long, env = "USHER_NODE_RELAY", value_name = "RELAY")]
     pub(crate) relay: Option<RelaySetting>,
+    /// What happens to connections once the broker was not heard for a lease: `hold` keeps them until
+    /// peers say that only this node is cut off, `fence` closes them at once [default: hold]
+    #[arg(long, env = "USHER_NODE_ON_LAPSE", value_name = "ON_LAPSE")]
+    pub(crate) on_lapse: Option<OnLapseSetting>,
     /// File with the token that the broker asks of nodes
     #[arg(long, env = "USHER_NODE_TOKEN_FILE", value_name = "FILE")]
     pub(crate) node_token_file: Option<PathBuf>,
@@ -128,6 +132,16 @@ pub(crate) enum RelaySetting {
     Team,
     /// Nothing
     None,
+}
+
+/// What happens to connections once the lease is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum OnLapseSetting {
+    /// They are kept, without exclusive effects
+    Hold,
+    /// They are closed: for pools where two owners are worse than none
+    Fence,
 }
 
 pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
@@ -224,6 +238,10 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
         relay: match settings.relay {
             Some(RelaySetting::None) => Relay::None,
             Some(RelaySetting::Team) | None => Relay::Team,
+        },
+        on_lapse: match settings.on_lapse {
+            Some(OnLapseSetting::Fence) => OnLapse::Fence,
+            Some(OnLapseSetting::Hold) | None => OnLapse::Hold,
         },
         token,
         stop_budget: or_seconds(settings.stop_budget, 25),

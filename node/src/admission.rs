@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use usher_shared::id::{ConnectionId, Incarnation, NodeId, TeamId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::ticket::{Age, Claims, LEEWAY_S, MAX_LIFE_S, Scope};
 
@@ -45,6 +46,8 @@ pub enum Contact {
     Connected,
     /// The link is down or the lease lapsed: a client that is sent back may find nobody.
     Lost,
+    /// The lease lapsed, and this node serves nobody without one.
+    Fenced,
 }
 
 /// What becomes of the client.
@@ -75,6 +78,10 @@ pub enum Refusal {
     OldEpoch,
     /// Past its time.
     Expired,
+    /// Good only while the node has lost its broker, which it hears.
+    BrokerHeard,
+    /// The node has no lease, and its pool is one that fences.
+    NoLease,
     /// Newer than anything that the broker told this node in time.
     NotYetHere,
 }
@@ -91,6 +98,8 @@ impl Refusal {
             Self::OtherPurpose => "other_purpose",
             Self::OldEpoch => "old_epoch",
             Self::Expired => "expired",
+            Self::BrokerHeard => "broker_heard",
+            Self::NoLease => "no_lease",
             Self::NotYetHere => "not_yet_here",
         }
     }
@@ -101,17 +110,27 @@ impl Refusal {
 #[must_use]
 pub fn decide(shown: Shown<'_>, here: Here<'_>) -> Verdict {
     let claims = shown.claims;
-    if claims.aud != *here.node || claims.inc != here.incarnation {
+    let earlier_process = claims.inc != here.incarnation && !planted::is(Bug::TicketOfEarlierProcess);
+    if claims.aud != *here.node || earlier_process {
         return Verdict::SendBack(Refusal::OtherNode);
     }
     if claims.sub != *shown.team {
         return Verdict::SendBack(Refusal::OtherTeam);
     }
-    if claims.scope != shown.purpose {
+    let resumes = claims.scope == Scope::Resume && shown.purpose == Scope::Connect;
+    if claims.scope != shown.purpose && !resumes {
         return Verdict::SendBack(Refusal::OtherPurpose);
     }
+    if here.contact == Contact::Fenced {
+        return Verdict::SendBack(Refusal::NoLease);
+    }
     let held = here.tenure == Tenure::Held(claims.epoch);
-    if shown.age == Age::Expired && !(held && here.contact == Contact::Lost) {
+    let lost = here.contact == Contact::Lost;
+    if resumes && !(held && lost) {
+        return Verdict::SendBack(Refusal::BrokerHeard);
+    }
+    let kept = held && (lost || planted::is(Bug::ExpiredTicketWhileConnected)) && !resumes;
+    if shown.age == Age::Expired && !kept {
         return Verdict::SendBack(Refusal::Expired);
     }
     match here.tenure {

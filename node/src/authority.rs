@@ -1,7 +1,10 @@
 //! Which broker this node obeys.
 
 use usher_shared::id::{BrokerId, ClusterId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Term;
+
+use crate::lease::TooShort;
 
 /// What the node remembers of the brokers it met, for as long as the process lives.
 #[derive(Debug, Default)]
@@ -43,6 +46,9 @@ pub enum Disobey {
         /// The term that both claim.
         term: Term,
     },
+    /// Its lease leaves no time to stop.
+    #[error(transparent)]
+    Lease(#[from] TooShort),
 }
 
 impl Authority {
@@ -59,7 +65,7 @@ impl Authority {
                 });
             }
             self.command(term)?;
-            if met.term == term && met.broker != broker {
+            if met.term == term && met.broker != broker && !planted::is(Bug::FollowTwin) {
                 return Err(Disobey::TwoBrokers { term });
             }
         }
@@ -77,7 +83,7 @@ impl Authority {
     /// [`Disobey::Term`] when a higher term was seen.
     pub fn command(&self, term: Term) -> Result<(), Disobey> {
         match self.met {
-            Some(met) if term < met.term => Err(Disobey::Term {
+            Some(met) if term < met.term && !planted::is(Bug::ObeyLowerTerm) => Err(Disobey::Term {
                 highest: met.term,
                 given: term,
             }),

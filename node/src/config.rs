@@ -9,6 +9,8 @@ use usher_shared::quantity::Weight;
 use usher_shared::secret::Token;
 use usher_shared::template::NodeUrl;
 
+use crate::lapse::OnLapse;
+
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -38,6 +40,8 @@ pub struct Config {
     pub capacity: Capacity,
     /// What happens to a frame.
     pub relay: Relay,
+    /// What happens to connections when the lease is over.
+    pub on_lapse: OnLapse,
     /// The node-link token, needed beyond loopback.
     pub token: Option<Token>,
     /// How long the node goes on after SIGTERM.

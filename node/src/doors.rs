@@ -5,10 +5,12 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
-use usher_listen::answer::{Answer, metrics, problem, text};
+use usher_listen::answer::{Answer, json, metrics, problem, text};
 use usher_listen::telemetry::Telemetry;
+use usher_shared::clock::boottime;
 use usher_shared::frame::{CloseCode, CloseReason, Control};
 use usher_shared::id::TeamId;
+use usher_shared::link::{HEARS_BROKER_PATH, HearsBroker};
 use usher_shared::rest::Problem;
 use usher_shared::way::{LocationForm, Way, parameter};
 
@@ -46,6 +48,9 @@ impl Doors {
         let path = request.uri().path();
         if let Some(answer) = health(&self.floor, &request) {
             return answer;
+        }
+        if path == HEARS_BROKER_PATH {
+            return hears_broker(&self.floor, &request);
         }
         let Some(rest) = path.strip_prefix("/teams/") else {
             return not_found();
@@ -226,6 +231,20 @@ fn health(floor: &Floor, request: &Request<Incoming>) -> Option<Answer> {
         }
         _ => None,
     }
+}
+
+/// Tells a peer that lost its broker whether this node hears it.
+fn hears_broker(floor: &Floor, request: &Request<Incoming>) -> Answer {
+    if request.method() != Method::GET {
+        return not_allowed("GET");
+    }
+    let cluster = parameter(request.uri().query().unwrap_or_default(), "cluster");
+    let Some(cluster) = cluster.and_then(|cluster| cluster.parse().ok()) else {
+        let detail = "say whose broker: ?cluster= with the cluster's id, as a welcome has it";
+        return problem(&Problem::new(400, "bad_cluster", detail));
+    };
+    let hears = floor.state.lock().mandate.hears(cluster, boottime());
+    json(&HearsBroker { hears })
 }
 
 fn not_found() -> Answer {

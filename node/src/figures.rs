@@ -21,6 +21,8 @@ pub(crate) struct Figures {
     pub(crate) lost: Counter,
     pub(crate) silent: Counter,
     pub(crate) lease_remaining: Gauge,
+    pub(crate) acting: Gauge,
+    pub(crate) cut_off: Gauge,
     pub(crate) link_up: Gauge,
     pub(crate) cpu_now: Gauge,
     pub(crate) cpu_average: Gauge,
@@ -44,6 +46,8 @@ impl Figures {
             lost: metrics::counter!("usher_closes_total", "code" => "lost"),
             silent: metrics::counter!("usher_closes_total", "code" => "silent"),
             lease_remaining: metrics::gauge!("usher_lease_remaining_seconds"),
+            acting: metrics::gauge!("usher_node_acting_teams"),
+            cut_off: metrics::gauge!("usher_node_cut_off"),
             link_up: metrics::gauge!("usher_link_up"),
             cpu_now: metrics::gauge!("usher_node_cpu_millicores", "over" => "now"),
             cpu_average: metrics::gauge!("usher_node_cpu_millicores", "over" => "average"),
@@ -98,6 +102,14 @@ fn describe() {
         "usher_lease_remaining_seconds",
         Unit::Seconds,
         "Time until the node stops exclusive effects if no heartbeat is answered."
+    );
+    metrics::describe_gauge!(
+        "usher_node_acting_teams",
+        "Teams for which this node may have exclusive effects: owned, confirmed on the link that granted its lease, and the lease runs."
+    );
+    metrics::describe_gauge!(
+        "usher_node_cut_off",
+        "1 while the lease is over and peers hear the broker: this node is closing its connections."
     );
     metrics::describe_gauge!("usher_link_up", "1 while a broker has welcomed this node.");
     metrics::describe_gauge!(

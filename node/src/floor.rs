@@ -14,25 +14,28 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
-use usher_shared::id::{ConnectionId, TeamId};
-use usher_shared::link::{Arrival, Departure, EndedBy, TicketKey};
-use usher_shared::quantity::Timestamp;
-use usher_shared::ticket::{self, Age, Claims, Scope};
+use usher_shared::id::{ClusterId, ConnectionId, TeamId};
+use usher_shared::link::{Arrival, Departure, EndedBy, Peer, TicketKey};
+use usher_shared::quantity::Epoch;
+use usher_shared::secret::Key;
+use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
 
-use crate::admission::{Contact, Here, Refusal, Shown, SpentTickets, Verdict, decide};
-use crate::authority::Authority;
+use crate::admission::{Here, Refusal, Shown, SpentTickets, Verdict, decide};
 use crate::config::Config;
 use crate::figures::Figures;
-use crate::holdings::{Holdings, Opened, Tenure};
-use crate::lease::{Lease, Standing};
+use crate::holdings::{Opened, Tenure};
 use crate::load::Reading;
+use crate::mandate::{Link, Mandate};
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::outgoing::Outgoing;
 use crate::pacing::Pacer;
 use crate::roster::Roster;
+use crate::watchdog::Watchdog;
 
 /// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
 const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
+/// The name of the key that a process signs its own tickets with; no broker has one of that name.
+const RESUME_KID: &str = "resume";
 /// Descriptors kept free for listeners, the link, requests and files.
 const SPARE_DESCRIPTORS: u32 = 128;
 
@@ -51,18 +54,18 @@ pub(crate) struct Floor {
     pub(crate) gone: Notify,
     /// When the node will be gone, once it was asked to stop.
     pub(crate) stopping: watch::Sender<Option<Instant>>,
+    pub(crate) watchdog: Arc<Watchdog>,
+    /// What this process signs its `resume` tickets with.
+    resume_key: Key,
     pub(crate) state: Mutex<State>,
 }
 
 /// What the one lock guards.
 #[derive(Default)]
 pub(crate) struct State {
-    pub(crate) authority: Authority,
-    pub(crate) lease: Lease,
-    pub(crate) link: Link,
+    pub(crate) mandate: Mandate,
     /// What the last welcome said; outlives the link.
     pub(crate) broker: Option<Arc<Broker>>,
-    pub(crate) holdings: Holdings,
     pub(crate) pacer: Pacer,
     pub(crate) outgoing: Outgoing,
     /// By team, while it has connections.
@@ -74,17 +77,6 @@ pub(crate) struct State {
     waiting: HashMap<TeamId, Vec<oneshot::Sender<()>>>,
 }
 
-/// How the link to the broker is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Link {
-    #[default]
-    Down,
-    /// Welcome, but the broker has not acknowledged the inventory yet.
-    Welcome,
-    /// A heartbeat of this link was answered.
-    Up,
-}
-
 /// What the node knows of its broker.
 #[derive(Debug)]
 pub(crate) struct Broker {
@@ -92,6 +84,9 @@ pub(crate) struct Broker {
     pub(crate) public_url: String,
     pub(crate) keys: Vec<TicketKey>,
     pub(crate) forget_ms: u64,
+    pub(crate) cluster: ClusterId,
+    /// Whom to ask whether they hear it.
+    pub(crate) peers: Vec<Peer>,
 }
 
 /// Milliseconds since the start, as of the last tick: frames need no better clock.
@@ -133,6 +128,7 @@ pub(crate) struct Seat {
 
 impl Floor {
     pub(crate) fn new(config: Config) -> Self {
+        let on_lapse = config.on_lapse;
         Self {
             config,
             figures: Figures::new(),
@@ -142,7 +138,12 @@ impl Floor {
             outgoing: Notify::new(),
             gone: Notify::new(),
             stopping: watch::Sender::new(None),
-            state: Mutex::new(State::default()),
+            watchdog: Arc::new(Watchdog::default()),
+            resume_key: Key::from_bytes(rand::random()),
+            state: Mutex::new(State {
+                mandate: Mandate::new(on_lapse),
+                ..State::default()
+            }),
         }
     }
 
@@ -151,11 +152,18 @@ impl Floor {
         let text = text.filter(|text| !text.is_empty()).ok_or(Refusal::Missing)?;
         let broker = self.state.lock().broker.clone();
         let broker = broker.ok_or(Refusal::NotGenuine)?;
+        let mut own = false;
         let key = |kid: &str| {
+            own = kid == RESUME_KID;
+            if own {
+                return Some(&self.resume_key);
+            }
             let found = broker.keys.iter().find(|key| key.kid == kid);
             found.map(|found| &found.key)
         };
         match ticket::verify(text, wall_ms() / 1000, key) {
+            // Each key is good for its own kind of ticket.
+            Ok((claims, _)) if own != (claims.scope == Scope::Resume) => Err(Refusal::NotGenuine),
             Ok((claims, age)) => Ok(Knock {
                 team: team.clone(),
                 claims,
@@ -215,8 +223,8 @@ impl Floor {
         let here = Here {
             node: &self.config.node,
             incarnation: self.config.incarnation,
-            contact: state.contact(boottime()),
-            tenure: state.holdings.tenure(&knock.team),
+            contact: state.mandate.contact(boottime()),
+            tenure: state.mandate.holdings.tenure(&knock.team),
         };
         decide(shown, here)
     }
@@ -232,7 +240,7 @@ impl Floor {
         let outbox = Arc::new(Outbox::new(id, speaks, self.clock.now()));
         let team = &knock.team;
         if speaks == Speaks::Usher {
-            let Tenure::Held(epoch) = state.holdings.tenure(team) else {
+            let Tenure::Held(epoch) = state.mandate.holdings.tenure(team) else {
                 return None;
             };
             let welcome = Control::Welcome {
@@ -240,7 +248,7 @@ impl Floor {
                 epoch,
                 node: self.config.node.clone(),
                 connection: id,
-                resume: None,
+                resume: Some(self.resume(knock, epoch, id)),
                 ping_s: u32::try_from(self.config.ping.as_millis().div_ceil(1000)).unwrap_or(u32::MAX),
             };
             let welcome = Message::text(welcome.to_text());
@@ -255,7 +263,7 @@ impl Floor {
         roster.join(Arc::clone(&outbox));
         state.connections += 1;
         self.figures.connections.set(state.connections);
-        if state.holdings.opened(team, now) == Opened::Reported {
+        if state.mandate.holdings.opened(team, now) == Opened::Reported {
             self.report_arrival(state, knock, id);
         }
         if let Some(replaced) = state.spent.spend(&knock.claims.jti, id, now)
@@ -286,6 +294,30 @@ impl Floor {
         ConnectionId::new(self.config.incarnation, state.serial)
     }
 
+    /// A way back in while the broker is away: it needs nobody but this process.
+    fn resume(&self, knock: &Knock, epoch: Epoch, connection: ConnectionId) -> String {
+        let now_s = wall_ms() / 1000;
+        let claims = Claims {
+            sub: knock.team.clone(),
+            aud: self.config.node.clone(),
+            inc: self.config.incarnation,
+            epoch,
+            iat: now_s,
+            exp: now_s + RESUME_LIFE_S,
+            jti: format!("{:016x}", rand::random::<u64>()),
+            hop: 0,
+            user: knock.claims.user.clone(),
+            from: Some(connection),
+            scope: Scope::Resume,
+        };
+        ticket::sign(&claims, RESUME_KID, &self.resume_key)
+    }
+
+    /// Tells the watchdog what this process owes.
+    pub(crate) fn fence_by(&self, state: &State) {
+        self.watchdog.expect(state.mandate.fence_by());
+    }
+
     fn report_arrival(&self, state: &mut State, knock: &Knock, connection: ConnectionId) {
         let dropped = state.outgoing.arrived(Arrival {
             team: knock.team.clone(),
@@ -304,7 +336,7 @@ impl Floor {
         }
         state.connections = state.connections.saturating_sub(1);
         self.figures.connections.set(state.connections);
-        let closed = state.holdings.closed(&roster.team, boottime());
+        let closed = state.mandate.holdings.closed(&roster.team, boottime());
         if let Some(epoch) = closed.departed {
             let dropped = state.outgoing.left(Departure {
                 team: roster.team.clone(),
@@ -325,7 +357,7 @@ impl Floor {
 
     /// Whether a load balancer should send clients here.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_stopping() && self.state.lock().link == Link::Up
+        !self.is_stopping() && self.state.lock().mandate.link() == Link::Up
     }
 
     /// Whether the node was asked to stop.
@@ -357,15 +389,6 @@ impl Floor {
 }
 
 impl State {
-    /// Whether the node hears its broker.
-    pub(crate) fn contact(&self, now: Timestamp) -> Contact {
-        if self.link == Link::Down || self.lease.standing(now) == Standing::Lapsed {
-            Contact::Lost
-        } else {
-            Contact::Connected
-        }
-    }
-
     fn wait_for(&mut self, team: &TeamId) -> oneshot::Receiver<()> {
         let (assigned, waits) = oneshot::channel();
         self.waiting.entry(team.clone()).or_default().push(assigned);

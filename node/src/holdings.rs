@@ -1,15 +1,20 @@
 //! The teams that this node holds, and what each command of the broker does to them.
 //!
 //! Commands come again until they are answered, so each is idempotent; a command about an epoch
-//! below the one held is from the past and changes nothing.
+//! below the one held, or below the one that a team was taken away with, is from the past and changes
+//! nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use usher_shared::id::{Label, TeamId};
-use usher_shared::link::{Activate, Assign, Drain, Held, HoldState, Revoke, TeamEpoch, ToBroker};
+use usher_shared::link::{Activate, Assign, Confirm, Drain, Held, HoldState, Revoke, TeamEpoch, ToBroker};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 
 /// How long the arrivals of a team that moved here are reported.
 const REPORT_MS: u64 = 60_000;
+/// How many teams that were taken away on this link are remembered, so that a command which comes
+/// again late brings none of them back: some megabytes at most.
+const MAX_TAKEN: usize = 65_536;
 
 /// The teams of this node.
 #[derive(Debug, Default)]
@@ -17,6 +22,37 @@ pub struct Holdings {
     /// By team: what is held, and what is being given up but still has connections.
     teams: HashMap<TeamId, Entry>,
     held: usize,
+    taken: Taken,
+}
+
+/// Teams that were taken away on this link, and the epoch that they went with.
+#[derive(Debug, Default)]
+struct Taken {
+    epochs: HashMap<TeamId, Epoch>,
+    /// Oldest first.
+    order: VecDeque<TeamId>,
+}
+
+impl Taken {
+    fn note(&mut self, team: &TeamId, epoch: Epoch) {
+        if let Some(known) = self.epochs.get_mut(team) {
+            *known = (*known).max(epoch);
+            return;
+        }
+        if self.order.len() == MAX_TAKEN
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.epochs.remove(&oldest);
+        }
+        self.epochs.insert(team.clone(), epoch);
+        self.order.push_back(team.clone());
+    }
+
+    /// Whether an assignment under this epoch is from before the team went.
+    fn surpasses(&self, team: &TeamId, epoch: Epoch) -> bool {
+        let taken = self.epochs.get(team).is_some_and(|taken| epoch <= *taken);
+        taken && !planted::is(Bug::ForgetWhatWasTaken)
+    }
 }
 
 #[derive(Debug)]
@@ -36,6 +72,8 @@ struct Hold {
     epoch: Epoch,
     grant: String,
     state: HoldState,
+    /// The last link on which the broker named the team under this epoch.
+    confirmed: u64,
     /// Since when there has been no connection; means nothing while there is one.
     empty_since: Timestamp,
     report_until: Option<Timestamp>,
@@ -48,6 +86,12 @@ struct Leaving {
     moved: Option<Epoch>,
     /// The revoke that took it away, or what a move had left of it: its connections go at once.
     revoked: Option<Epoch>,
+}
+
+impl Hold {
+    fn acts(&self, granted_on: u64) -> bool {
+        self.state == HoldState::Owned && self.confirmed >= granted_on
+    }
 }
 
 impl Leaving {
@@ -130,8 +174,13 @@ pub struct Closed {
 }
 
 impl Holdings {
-    /// The broker gives this node a team.
-    pub fn assign(&mut self, assign: &Assign, now: Timestamp) -> Vec<Effect> {
+    /// A new link is welcome: nothing that was said on the last one can come again.
+    pub fn begin_link(&mut self) {
+        self.taken = Taken::default();
+    }
+
+    /// The broker gives this node a team, on a link by its number.
+    pub fn assign(&mut self, assign: &Assign, link: u64, now: Timestamp) -> Vec<Effect> {
         let team = &assign.team;
         let mut effects = Vec::new();
         let entry = self.teams.get_mut(team);
@@ -144,7 +193,9 @@ impl Holdings {
                     hold.state = HoldState::Owned;
                 }
                 hold.grant.clone_from(&assign.grant);
+                hold.confirmed = link;
             }
+            None if self.taken.surpasses(team, assign.epoch) => return effects,
             // A team cannot come here by the very move that takes it away, or by an older one.
             Some(State::Leaving(leaving)) if assign.epoch <= leaving.epoch() => return effects,
             other => {
@@ -160,6 +211,7 @@ impl Holdings {
                     epoch: assign.epoch,
                     grant: assign.grant.clone(),
                     state: assign.state,
+                    confirmed: link,
                     empty_since: now,
                     report_until: assign.spec.moved.then(|| now.plus(REPORT_MS)),
                 };
@@ -178,12 +230,42 @@ impl Holdings {
     }
 
     /// Exclusive effects for a prepared team may start.
-    pub fn activate(&mut self, activate: &Activate) {
+    pub fn activate(&mut self, activate: &Activate, link: u64) {
         if let Some(State::Held(hold)) = self.teams.get_mut(&activate.team).map(|entry| &mut entry.state)
-            && hold.epoch == activate.epoch
+            && (hold.epoch == activate.epoch || planted::is(Bug::ActivateAnyEpoch))
         {
             hold.state = HoldState::Owned;
+            hold.confirmed = link;
         }
+    }
+
+    /// What the inventory of this link showed of these teams stays as it was.
+    pub fn confirm(&mut self, confirm: &Confirm, link: u64) {
+        for named in &confirm.teams {
+            if let Some(State::Held(hold)) = self.teams.get_mut(&named.team).map(|entry| &mut entry.state)
+                && hold.epoch == named.epoch
+            {
+                hold.confirmed = link;
+            }
+        }
+    }
+
+    /// The epoch under which exclusive effects for a team may happen, given the link on which the lease
+    /// was granted that runs now. Whatever has such effects asks before each of them, and hands the
+    /// epoch on with it.
+    #[must_use]
+    pub fn may_act(&self, team: &TeamId, granted_on: u64) -> Option<Epoch> {
+        match &self.teams.get(team)?.state {
+            State::Held(hold) if hold.acts(granted_on) => Some(hold.epoch),
+            _ => None,
+        }
+    }
+
+    /// For how many teams exclusive effects may happen.
+    #[must_use]
+    pub fn acting(&self, granted_on: u64) -> usize {
+        let acts = |entry: &&Entry| matches!(&entry.state, State::Held(hold) if hold.acts(granted_on));
+        self.teams.values().filter(acts).count()
     }
 
     /// The broker took teams away and gives their connections slots.
@@ -191,6 +273,7 @@ impl Holdings {
         let mut effects = Vec::new();
         for one in &drain.moves {
             let Some(entry) = self.teams.get_mut(&one.team) else {
+                self.taken.note(&one.team, one.epoch);
                 effects.push(Effect::Say(yielded(&one.team, one.epoch)));
                 effects.push(Effect::Say(released(&one.team, one.epoch)));
                 continue;
@@ -226,7 +309,7 @@ impl Holdings {
             });
             effects.push(Effect::Say(yielded(&one.team, one.epoch)));
             if entry.connections == 0 {
-                self.teams.remove(&one.team);
+                self.remove(&one.team);
                 effects.push(Effect::Say(released(&one.team, one.epoch)));
             } else {
                 effects.push(Effect::Depart(Departing {
@@ -245,6 +328,7 @@ impl Holdings {
     /// The broker drops everything up to and including an epoch.
     pub fn revoke(&mut self, revoke: &Revoke) -> Vec<Effect> {
         let Some(entry) = self.teams.get_mut(&revoke.team) else {
+            self.taken.note(&revoke.team, revoke.epoch);
             return vec![Effect::Say(released(&revoke.team, revoke.epoch))];
         };
         let (held_epoch, moved, revoked) = match &entry.state {
@@ -259,7 +343,8 @@ impl Holdings {
             self.held -= 1;
         }
         if entry.connections == 0 {
-            self.teams.remove(&revoke.team);
+            self.remove(&revoke.team);
+            self.taken.note(&revoke.team, revoke.epoch);
             return vec![Effect::Say(released(&revoke.team, revoke.epoch))];
         }
         entry.state = State::Leaving(Leaving {
@@ -268,6 +353,15 @@ impl Holdings {
             revoked: revoked.max(Some(revoke.epoch)),
         });
         vec![Effect::Close(revoke.team.clone())]
+    }
+
+    /// Nothing is left of a team that was taken away.
+    fn remove(&mut self, team: &TeamId) {
+        if let Some(entry) = self.teams.remove(team)
+            && let State::Leaving(leaving) = entry.state
+        {
+            self.taken.note(team, leaving.epoch());
+        }
     }
 
     /// A connection of a held team came in.
@@ -298,7 +392,7 @@ impl Holdings {
                 closed.departed = leaving.moved.filter(|_| leaving.revoked.is_none());
                 if entry.connections == 0 {
                     closed.say = leaving.released(team);
-                    self.teams.remove(team);
+                    self.remove(team);
                 }
             }
         }

@@ -71,11 +71,11 @@ const PREPARED: HoldState = HoldState::Prepared;
 #[test]
 fn an_assignment_is_held_and_a_prepared_one_is_answered_each_time() {
     let mut holdings = Holdings::default();
-    assert_eq!(holdings.assign(&assign(5, OWNED), at(0)), [open()]);
+    assert_eq!(holdings.assign(&assign(5, OWNED), 1, at(0)), [open()]);
     assert_eq!(state_of(&holdings), Some((5, OWNED)));
     let prepared = [say(ToBroker::Prepared, 7), open()];
-    assert_eq!(holdings.assign(&assign(7, PREPARED), at(0)), prepared);
-    assert_eq!(holdings.assign(&assign(7, PREPARED), at(0)), prepared);
+    assert_eq!(holdings.assign(&assign(7, PREPARED), 1, at(0)), prepared);
+    assert_eq!(holdings.assign(&assign(7, PREPARED), 1, at(0)), prepared);
     assert_eq!(state_of(&holdings), Some((7, PREPARED)));
     assert_eq!(holdings.held(), 1);
 }
@@ -83,28 +83,34 @@ fn an_assignment_is_held_and_a_prepared_one_is_answered_each_time() {
 #[test]
 fn prepared_never_beats_owned_at_one_epoch() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, PREPARED), at(0));
-    holdings.activate(&Activate {
-        team: team("T1"),
-        epoch: epoch(4),
-        term: Term::default(),
-    });
+    holdings.assign(&assign(5, PREPARED), 1, at(0));
+    holdings.activate(
+        &Activate {
+            team: team("T1"),
+            epoch: epoch(4),
+            term: Term::default(),
+        },
+        1,
+    );
     assert_eq!(state_of(&holdings), Some((5, PREPARED)));
-    holdings.activate(&Activate {
-        team: team("T1"),
-        epoch: epoch(5),
-        term: Term::default(),
-    });
+    holdings.activate(
+        &Activate {
+            team: team("T1"),
+            epoch: epoch(5),
+            term: Term::default(),
+        },
+        1,
+    );
     assert_eq!(state_of(&holdings), Some((5, OWNED)));
-    holdings.assign(&assign(5, PREPARED), at(0));
+    holdings.assign(&assign(5, PREPARED), 1, at(0));
     assert_eq!(state_of(&holdings), Some((5, OWNED)));
 }
 
 #[test]
 fn an_older_epoch_changes_nothing() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
-    assert_eq!(holdings.assign(&assign(4, OWNED), at(0)), []);
+    holdings.assign(&assign(5, OWNED), 1, at(0));
+    assert_eq!(holdings.assign(&assign(4, OWNED), 1, at(0)), []);
     assert_eq!(holdings.drain(&drain(5)), []);
     // Nothing so old is left here, which is what the broker waits to hear.
     assert_eq!(
@@ -118,7 +124,7 @@ fn an_older_epoch_changes_nothing() {
 #[test]
 fn a_team_that_is_moved_away_yields_at_once_and_is_released_with_its_last_connection() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     holdings.opened(&team("T1"), at(0));
     holdings.opened(&team("T1"), at(0));
     let effects = holdings.drain(&drain(7));
@@ -142,7 +148,7 @@ fn a_team_without_connections_or_not_held_is_released_at_once() {
     let both = [say(ToBroker::Yielded, 7), say(ToBroker::Released, 7)];
     let mut holdings = Holdings::default();
     assert_eq!(holdings.drain(&drain(7)), both);
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     assert_eq!(holdings.drain(&drain(7)), both);
     assert!(holdings.is_empty());
 }
@@ -150,12 +156,12 @@ fn a_team_without_connections_or_not_held_is_released_at_once() {
 #[test]
 fn a_team_that_comes_back_keeps_the_connections_that_had_not_left() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     holdings.opened(&team("T1"), at(0));
     holdings.drain(&drain(7));
-    assert_eq!(holdings.assign(&assign(7, OWNED), at(0)), []);
+    assert_eq!(holdings.assign(&assign(7, OWNED), 1, at(0)), []);
     assert_eq!(
-        holdings.assign(&assign(9, PREPARED), at(0)),
+        holdings.assign(&assign(9, PREPARED), 1, at(0)),
         [say(ToBroker::Released, 7), say(ToBroker::Prepared, 9), open()]
     );
     assert_eq!(holdings.tenure(&team("T1")), Tenure::Held(epoch(9)));
@@ -167,7 +173,7 @@ fn a_team_that_comes_back_keeps_the_connections_that_had_not_left() {
 #[test]
 fn a_revoked_team_is_closed_and_then_released() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     holdings.opened(&team("T1"), at(0));
     assert_eq!(holdings.revoke(&revoke(5)), [Effect::Close(team("T1"))]);
     assert_eq!(holdings.tenure(&team("T1")), Tenure::Leaving(epoch(5)));
@@ -182,7 +188,7 @@ fn a_revoked_team_is_closed_and_then_released() {
 #[test]
 fn a_revoke_closes_what_a_move_left_behind() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     holdings.opened(&team("T1"), at(0));
     holdings.drain(&drain(7));
     assert_eq!(holdings.revoke(&revoke(4)), [say(ToBroker::Released, 4)]);
@@ -196,7 +202,7 @@ fn a_revoke_closes_what_a_move_left_behind() {
 #[test]
 fn only_teams_long_without_a_connection_are_idle() {
     let mut holdings = Holdings::default();
-    holdings.assign(&assign(5, OWNED), at(0));
+    holdings.assign(&assign(5, OWNED), 1, at(0));
     assert_eq!(holdings.idle(at(100), 100, 9), []);
     assert_eq!(holdings.idle(at(101), 100, 9), [named(&team("T1"), epoch(5))]);
     assert_eq!(holdings.idle(at(101), 100, 0), []);
@@ -214,10 +220,10 @@ fn arrivals_are_reported_for_a_minute_after_a_move() {
         spec: TeamSpec { moved: true },
         ..assign(5, OWNED)
     };
-    holdings.assign(&moved, at(0));
+    holdings.assign(&moved, 1, at(0));
     assert_eq!(holdings.opened(&team("T1"), at(59_999)), Opened::Reported);
     assert_eq!(holdings.opened(&team("T1"), at(60_000)), Opened::Quietly);
-    holdings.assign(&assign(6, OWNED), at(0));
+    holdings.assign(&assign(6, OWNED), 1, at(0));
     assert_eq!(holdings.opened(&team("T1"), at(1)), Opened::Quietly);
 }
 
@@ -244,7 +250,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn apply(holdings: &mut Holdings, step: Step) -> Vec<Effect> {
     match step {
-        Step::Assign(number, state) => holdings.assign(&assign(number, state), at(0)),
+        Step::Assign(number, state) => holdings.assign(&assign(number, state), 1, at(0)),
         Step::Drain(number) => holdings.drain(&drain(number)),
         Step::Revoke(number) => holdings.revoke(&revoke(number)),
         Step::Open | Step::Close => Vec::new(),

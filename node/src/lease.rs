@@ -4,6 +4,7 @@
 //! RECEIVED it; with clocks that differ by at most [`RHO_PERCENT`] the node is always done first.
 
 use std::collections::VecDeque;
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
 /// How far the rates of two clocks may differ. Crystal clocks stay within 0.02 %; virtual machines
@@ -14,10 +15,20 @@ pub const FENCING_MS: u64 = 500;
 /// Heartbeats that wait for their answer; a broker that is further behind than this is as good as silent.
 const IN_FLIGHT: usize = 64;
 
+/// A lease that leaves less than this many heartbeats before its end would lapse by one lost packet.
+const LEAST_HEARTBEATS: u64 = 2;
+
 /// The lease of this node.
+///
+/// An acknowledgement renews the lease of the whole node, but effects for a team go on only if the
+/// team was named on the link that is acknowledged: see [`Lease::link`] and
+/// [`crate::holdings::Holdings::may_act`].
 #[derive(Debug, Default)]
 pub struct Lease {
     lease_ms: u64,
+    /// Counts the links, from 1.
+    link: u64,
+    acknowledged: Acknowledged,
     in_flight: VecDeque<(u64, Timestamp)>,
     granted: Option<Granted>,
 }
@@ -26,6 +37,16 @@ pub struct Lease {
 struct Granted {
     sent: Timestamp,
     deadline: Timestamp,
+    /// The link that it came on.
+    link: u64,
+}
+
+/// Whether a heartbeat of the current link was answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Acknowledged {
+    #[default]
+    NotYet,
+    Yes,
 }
 
 /// How the lease stands.
@@ -39,12 +60,73 @@ pub enum Standing {
     Lapsed,
 }
 
+/// What an answer came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease runs on.
+    Renewed,
+    /// It was not asked for, or for a heartbeat so old that its lease is over: nothing changed.
+    Useless,
+    /// The lease had lapsed since an earlier answer on this link. What was confirmed then may have
+    /// been given away since: the link must be begun anew, so that the broker looks again.
+    Lapsed,
+}
+
+/// A lease that cannot be fenced in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a lease of {lease_ms} ms with heartbeats every {heartbeat_ms} ms leaves no time to stop: lease x 0.99 must exceed {FENCING_MS} ms + 2 heartbeats; raise the broker's lease"
+)]
+pub struct TooShort {
+    lease_ms: u64,
+    heartbeat_ms: u64,
+}
+
+/// How long exclusive effects go on after a heartbeat that is answered was sent.
+const fn lasts_ms(lease_ms: u64) -> u64 {
+    let rho_ms = lease_ms.saturating_mul(RHO_PERCENT).div_ceil(100);
+    lease_ms.saturating_sub(rho_ms).saturating_sub(FENCING_MS)
+}
+
 impl Lease {
+    /// Checks that a node on such a lease has stopped before its broker counts it as dead.
+    ///
+    /// # Errors
+    /// [`TooShort`] when it has not.
+    pub const fn check(lease_ms: u64, heartbeat_ms: u64) -> Result<(), TooShort> {
+        if lasts_ms(lease_ms) > LEAST_HEARTBEATS.saturating_mul(heartbeat_ms) {
+            Ok(())
+        } else {
+            Err(TooShort {
+                lease_ms,
+                heartbeat_ms,
+            })
+        }
+    }
+
     /// A new link is welcome: answers to heartbeats of the last one no longer count, and leases
     /// granted from now on last `lease_ms`.
     pub fn begin_link(&mut self, lease_ms: u64) {
         self.lease_ms = lease_ms;
+        self.link += 1;
+        self.acknowledged = Acknowledged::NotYet;
         self.in_flight.clear();
+    }
+
+    /// The current link, counted from 1.
+    #[must_use]
+    pub fn link(&self) -> u64 {
+        self.link
+    }
+
+    /// The link on which teams must have been named for effects to go on at `now`; `None`: no effects.
+    #[must_use]
+    pub fn granted_on(&self, now: Timestamp) -> Option<u64> {
+        let granted = self.granted.filter(|granted| now < granted.deadline)?;
+        if planted::is(Bug::ResumeWithoutConfirmation) {
+            return Some(0);
+        }
+        Some(granted.link)
     }
 
     /// Heartbeat `seq` is about to be sent. Must be called before the first byte leaves.
@@ -55,22 +137,41 @@ impl Lease {
         self.in_flight.push_back((seq, now));
     }
 
-    /// Heartbeat `seq` was answered. Answers that were not asked for change nothing.
-    pub fn answered(&mut self, seq: u64) {
+    /// Heartbeat `seq` was answered.
+    pub fn answered(&mut self, seq: u64, now: Timestamp) -> Renewal {
         let Some(at) = self.in_flight.iter().position(|(sent, _)| *sent == seq) else {
-            return;
+            return Renewal::Useless;
         };
         let Some((_, sent)) = self.in_flight.drain(..=at).next_back() else {
-            return;
+            return Renewal::Useless;
         };
-        let rho_ms = self.lease_ms.saturating_mul(RHO_PERCENT).div_ceil(100);
-        let lasts_ms = self.lease_ms.saturating_sub(rho_ms).saturating_sub(FENCING_MS);
+        let sent = if planted::is(Bug::LeaseFromReply) {
+            now
+        } else {
+            sent
+        };
+        let lasts_ms = if planted::is(Bug::LeaseWithoutMargins) {
+            self.lease_ms + self.lease_ms / 8
+        } else {
+            lasts_ms(self.lease_ms)
+        };
         let deadline = sent.plus(lasts_ms);
-        let earlier = self.granted;
+        if deadline <= now {
+            return Renewal::Useless;
+        }
+        let lapsed = self.granted.is_none_or(|granted| now >= granted.deadline);
+        if lapsed && self.acknowledged == Acknowledged::Yes && !planted::is(Bug::ResumeWithoutConfirmation) {
+            return Renewal::Lapsed;
+        }
+        // Within a link heartbeats are answered in their order, so a deadline never moves back. A new
+        // link may have granted a shorter lease, and then that is the one the broker counts by.
+        self.acknowledged = Acknowledged::Yes;
         self.granted = Some(Granted {
-            sent: earlier.map_or(sent, |earlier| earlier.sent.max(sent)),
-            deadline: earlier.map_or(deadline, |earlier| earlier.deadline.max(deadline)),
+            sent,
+            deadline,
+            link: self.link,
         });
+        Renewal::Renewed
     }
 
     /// How the lease stands at `now`.
@@ -86,6 +187,12 @@ impl Lease {
             }
             _ => Standing::Lapsed,
         }
+    }
+
+    /// When exclusive effects must have stopped, if the node ever had a lease.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.granted.map(|granted| granted.deadline)
     }
 
     /// Milliseconds until the lease lapses.
@@ -116,28 +223,39 @@ mod tests {
         assert_eq!(lease.standing(at(0)), Standing::Lapsed);
         lease.sent(1, at(1_000));
         assert_eq!(lease.standing(at(1_000)), Standing::Lapsed);
-        lease.answered(1);
+        assert_eq!(lease.answered(1, at(1_700)), Renewal::Renewed);
         // 6,000 - 1 % - 500 = 5,440 ms after the sending.
         assert_eq!(lease.standing(at(3_999)), Standing::Fresh);
         assert_eq!(lease.standing(at(4_000)), Standing::Jeopardy);
         assert_eq!(lease.standing(at(6_439)), Standing::Jeopardy);
+        assert_eq!(lease.granted_on(at(6_439)), Some(1));
         assert_eq!(lease.standing(at(6_440)), Standing::Lapsed);
+        assert_eq!(lease.granted_on(at(6_440)), None);
+        assert_eq!(lease.deadline(), Some(at(6_440)));
         assert_eq!(lease.remaining_ms(at(6_000)), 440);
     }
 
     #[test]
-    fn a_late_answer_to_an_old_heartbeat_never_moves_the_deadline_back() {
+    fn a_late_answer_to_an_old_heartbeat_changes_nothing() {
         let mut lease = leased(6_000);
         lease.sent(1, at(0));
         lease.sent(2, at(1_000));
-        lease.answered(2);
-        lease.answered(1);
-        lease.answered(2);
+        assert_eq!(lease.answered(2, at(1_100)), Renewal::Renewed);
+        assert_eq!(lease.answered(1, at(1_100)), Renewal::Useless);
+        assert_eq!(lease.answered(2, at(1_100)), Renewal::Useless);
+        assert_eq!(lease.answered(3, at(1_100)), Renewal::Useless);
         assert_eq!(lease.remaining_ms(at(1_000)), 5_440);
-        lease.begin_link(1_000);
-        lease.sent(1, at(1_500));
-        lease.answered(1);
-        assert_eq!(lease.remaining_ms(at(1_500)), 4_940);
+    }
+
+    #[test]
+    fn an_answer_whose_lease_is_over_when_it_comes_gives_nothing() {
+        let mut lease = leased(6_000);
+        lease.sent(1, at(0));
+        assert_eq!(lease.answered(1, at(5_440)), Renewal::Useless);
+        assert_eq!(lease.deadline(), None);
+        // It was no grant, so the next one is the first of this link.
+        lease.sent(2, at(6_000));
+        assert_eq!(lease.answered(2, at(6_010)), Renewal::Renewed);
     }
 
     #[test]
@@ -145,35 +263,89 @@ mod tests {
         let mut lease = leased(6_000);
         lease.sent(1, at(0));
         lease.begin_link(6_000);
-        lease.answered(1);
+        assert_eq!(lease.answered(1, at(1)), Renewal::Useless);
         assert_eq!(lease.standing(at(1)), Standing::Lapsed);
     }
 
+    #[test]
+    fn a_lease_that_lapsed_on_a_link_is_not_renewed_on_it() {
+        let mut lease = leased(6_000);
+        lease.sent(1, at(0));
+        assert_eq!(lease.answered(1, at(10)), Renewal::Renewed);
+        lease.sent(2, at(5_000));
+        assert_eq!(lease.answered(2, at(5_440)), Renewal::Lapsed);
+        assert_eq!(lease.standing(at(5_440)), Standing::Lapsed);
+        lease.begin_link(6_000);
+        lease.sent(1, at(5_500));
+        assert_eq!(lease.answered(1, at(5_510)), Renewal::Renewed);
+        assert_eq!(lease.granted_on(at(5_520)), Some(2));
+    }
+
+    #[test]
+    fn a_lease_outlives_its_link_and_the_next_link_takes_it_over() {
+        let mut lease = leased(6_000);
+        lease.sent(1, at(0));
+        lease.answered(1, at(10));
+        lease.begin_link(1_000);
+        assert_eq!(lease.link(), 2);
+        assert_eq!(lease.granted_on(at(1_000)), Some(1));
+        lease.sent(1, at(1_500));
+        assert_eq!(lease.answered(1, at(1_510)), Renewal::Renewed);
+        // The new link's leases are shorter, and the broker counts by those.
+        assert_eq!(lease.remaining_ms(at(1_500)), 490);
+        assert_eq!(lease.granted_on(at(1_989)), Some(2));
+        assert_eq!(lease.granted_on(at(1_990)), None);
+    }
+
+    #[test]
+    fn only_so_many_heartbeats_wait_for_their_answers() {
+        let mut lease = leased(60_000);
+        for seq in 1..=65 {
+            lease.sent(seq, at(seq));
+        }
+        assert_eq!(lease.answered(1, at(70)), Renewal::Useless);
+        assert_eq!(lease.answered(2, at(70)), Renewal::Renewed);
+    }
+
+    #[test]
+    fn a_lease_that_leaves_no_time_to_stop_is_refused() {
+        assert_eq!(Lease::check(6_000, 1_000), Ok(()));
+        // 2,530 - 26 - 500 = 2,004.
+        assert_eq!(Lease::check(2_530, 1_000), Ok(()));
+        // 2,525 - 26 - 500 = 1,999; two heartbeats are 2,000.
+        let error = Lease::check(2_525, 1_000).unwrap_err().to_string();
+        assert!(error.contains("2525 ms") && error.contains("raise"), "{error}");
+        // 2,526 - 26 - 500 is two heartbeats, and not more.
+        assert!(Lease::check(2_526, 1_000).is_err());
+        assert!(Lease::check(100, u64::MAX).is_err());
+    }
+
     proptest! {
-        /// Whatever is sent and answered in whatever order, the node is done before a broker that
+        /// Whatever is sent and answered, and however late, the node is done before a broker that
         /// counted from the receipt, on a clock up to 1 % faster, declares it dead.
         #[test]
         fn the_node_is_always_done_before_the_broker_acts(
             lease_ms in 2_000_u64..60_000,
-            steps in prop::collection::vec((0_u64..3_000, 0_u64..2_000, any::<bool>()), 1..50),
+            steps in prop::collection::vec((0_u64..3_000, 0_u64..2_000, 0_u64..2_000, any::<bool>()), 1..50),
         ) {
             let mut lease = leased(lease_ms);
             let mut now = 0;
-            let mut received_last = None;
-            for (seq, (gap, delay, answered)) in (0_u64..).zip(steps) {
+            let mut received_last = 0;
+            for (seq, (gap, there, back, answered)) in (0_u64..).zip(steps) {
                 now += gap;
                 lease.sent(seq, at(now));
-                received_last = Some(received_last.unwrap_or(0).max(now + delay));
+                received_last = received_last.max(now + there);
                 if answered {
-                    lease.answered(seq);
+                    now += there + back;
+                    let _ = lease.answered(seq, at(now));
                 }
-                let before = lease.remaining_ms(at(0));
-                lease.answered(seq.saturating_sub(3));
-                prop_assert!(lease.remaining_ms(at(0)) >= before);
+                let _ = lease.answered(seq.saturating_sub(3), at(now));
             }
-            let done = lease.remaining_ms(at(0)) + FENCING_MS;
-            let dead = received_last.unwrap_or(0) + lease_ms - lease_ms * RHO_PERCENT / 100;
-            prop_assert!(lease.remaining_ms(at(0)) == 0 || done <= dead);
+            if let Some(deadline) = lease.deadline() {
+                let done = deadline.as_millis() + FENCING_MS;
+                let dead = received_last + lease_ms - lease_ms * RHO_PERCENT / 100;
+                prop_assert!(done <= dead);
+            }
         }
     }
 }

@@ -1,13 +1,14 @@
 //! An Usher node: holds the WebSockets of its teams, relays, reports its load, obeys drains.
 //!
-//! The decisions are pure and have a module each: [`lease`], [`authority`], [`holdings`],
-//! [`admission`], [`pacing`] and the moving average in [`load`]. They are given values and a
+//! The decisions are pure and have a module each: [`lease`], [`lapse`], [`authority`], [`holdings`],
+//! the [`mandate`] that binds these, [`admission`], [`pacing`] and the moving average in [`load`]. They are given values and a
 //! [`Timestamp`](usher_shared::quantity::Timestamp) and return what is to be done. Around them
 //! `floor` holds the state behind one lock, `orders` carries out what the broker says, `doors` and
 //! `connection` serve clients, `link` talks to the broker, and [`parent`] starts the whole again
 //! when it dies.
 
 pub mod admission;
+mod ask;
 pub mod authority;
 mod brokers;
 mod config;
@@ -17,10 +18,13 @@ mod figures;
 mod floor;
 mod handshake;
 pub mod holdings;
+pub mod lapse;
 pub mod lease;
 mod link;
 pub mod load;
+pub mod mandate;
 mod orders;
+mod outage;
 mod outbox;
 mod outgoing;
 pub mod pacing;
@@ -29,9 +33,11 @@ mod post;
 mod roster;
 mod send_back;
 mod server;
+mod watchdog;
 
 pub use brokers::{BrokerAddress, BrokerAddressError};
 pub use config::{Config, Relay};
+pub use lapse::OnLapse;
 pub use server::{Node, run};
 
 /// Why a node could not start or had to stop.

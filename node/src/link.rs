@@ -23,6 +23,7 @@ use usher_shared::template::NodeUrl;
 use crate::authority::Disobey;
 use crate::brokers::BrokerAddress;
 use crate::floor::Floor;
+use crate::orders::Lapsed;
 
 /// From the dialling to the welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -63,6 +64,8 @@ enum LinkError {
     Closed,
     #[error("the broker was silent for {0} ms")]
     Silent(u128),
+    #[error("the lease had lapsed before the broker answered: the broker looks at what is held here again")]
+    Lapsed,
     #[error("the broker does not read")]
     NotReading,
     #[error("the broker answered with something else than a welcome")]
@@ -207,8 +210,9 @@ fn hello(floor: &Floor, introduction: &Introduction) -> Hello {
         weight: config.weight,
         cores: introduction.cores,
         capacity: config.capacity,
-        cluster: state.authority.cluster(),
-        highest_term: state.authority.highest_term(),
+        cluster: state.mandate.cluster(),
+        highest_term: state.mandate.highest_term(),
+        highest_grant: state.mandate.highest_grant().cloned(),
     }
 }
 
@@ -279,7 +283,7 @@ async fn converse(
                         if matches!(message, ToNode::HeartbeatAck { .. }) {
                             acknowledged = Acknowledged::Yes;
                         }
-                        floor.obey(message);
+                        floor.obey(message).map_err(|Lapsed| LinkError::Lapsed)?;
                     }
                     None => floor.figures.link_unknown.increment(1),
                 }

@@ -5,12 +5,12 @@ use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::TeamId;
 use usher_shared::link::{EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome};
-use usher_shared::quantity::Term;
 use usher_shared::way::{LocationForm, split_scheme};
 
 use crate::authority::Disobey;
-use crate::floor::{Broker, Floor, Link, State, jitter};
+use crate::floor::{Broker, Floor, State, jitter};
 use crate::holdings::{Departing, Effect};
+use crate::mandate::Unheeded;
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::pacing::Who;
 use crate::send_back::Target;
@@ -21,16 +21,20 @@ const MAX_IDLE: usize = 256;
 const MAX_HOT: usize = 16;
 /// Clients of a team that is elsewhere come back within this time, not all at once.
 const ELSEWHERE_MS: u64 = 2_000;
+/// The most peers that are asked whether they hear the broker.
+const MAX_PEERS: usize = 3;
 /// A slot is paced already; this only keeps team mates from knocking in the same millisecond.
 const SLOT_RETRY_MS: u64 = 100;
+
+/// The lease lapsed while the link stayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lapsed;
 
 impl Floor {
     /// A broker welcomed this node: remembers it, and returns the inventory to send, in pages.
     pub(crate) fn welcome(&self, welcome: Welcome) -> Result<Vec<ToBroker>, Disobey> {
         let mut state = self.state.lock();
-        state
-            .authority
-            .welcome(welcome.cluster, welcome.term, welcome.broker)?;
+        let inventory = state.mandate.welcome(&welcome)?;
         let public_url = welcome.public_url.trim_end_matches('/').to_owned();
         if split_scheme(&public_url).is_none() {
             tracing::error!(%public_url, "the broker's public URL is not http:// or https://: set --public-url there");
@@ -39,47 +43,40 @@ impl Floor {
             public_url,
             keys: welcome.ticket_keys,
             forget_ms: welcome.forget_ms,
+            cluster: welcome.cluster,
+            peers: welcome.peers.into_iter().take(MAX_PEERS).collect(),
         }));
-        state.lease.begin_link(welcome.lease_ms);
-        state.link = Link::Welcome;
         self.figures.link_up.set(1);
-        Ok(pages(state.holdings.inventory()))
+        Ok(pages(inventory))
     }
 
     /// The link ended.
     pub(crate) fn link_ended(&self) {
         let mut state = self.state.lock();
-        state.link = Link::Down;
+        state.mandate.link_ended();
         state.outgoing.forget_answers();
         self.figures.link_up.set(0);
     }
 
     /// Obeys one message of the broker that welcomed this node.
-    pub(crate) fn obey(&self, message: ToNode) {
+    ///
+    /// # Errors
+    /// [`Lapsed`] when the link is to be begun anew.
+    pub(crate) fn obey(&self, message: ToNode) -> Result<(), Lapsed> {
         let mut state = self.state.lock();
-        if let Some(term) = term_of(&message)
-            && let Err(why) = state.authority.command(term)
-        {
-            self.figures.link_stale.increment(1);
-            tracing::warn!(%why, "a message of the broker was not obeyed");
-            return;
-        }
-        let effects = match message {
-            ToNode::HeartbeatAck { seq, .. } => {
-                state.lease.answered(seq);
-                state.link = Link::Up;
-                Vec::new()
+        let obeyed = state.mandate.obey(message, boottime());
+        self.fence_by(&state);
+        let effects = match obeyed {
+            Ok(effects) => effects,
+            Err(Unheeded::Lapsed) => return Err(Lapsed),
+            Err(why @ Unheeded::OldTerm(_)) => {
+                self.figures.link_stale.increment(1);
+                tracing::warn!(%why, "a message of the broker was not obeyed");
+                return Ok(());
             }
-            ToNode::Assign(assign) => state.holdings.assign(&assign, boottime()),
-            ToNode::Activate(activate) => {
-                state.holdings.activate(&activate);
-                Vec::new()
-            }
-            ToNode::Drain(drain) if drain.moves.len() <= MAX_LIST => state.holdings.drain(&drain),
-            ToNode::Revoke(revoke) => state.holdings.revoke(&revoke),
-            _ => {
+            Err(Unheeded::Unknown) => {
                 self.figures.link_unknown.increment(1);
-                Vec::new()
+                return Ok(());
             }
         };
         for effect in effects {
@@ -87,12 +84,13 @@ impl Floor {
         }
         self.figures
             .teams
-            .set(u32::try_from(state.holdings.held()).unwrap_or(u32::MAX));
-        let emptied = state.holdings.is_empty();
+            .set(u32::try_from(state.mandate.holdings.held()).unwrap_or(u32::MAX));
+        let emptied = state.mandate.holdings.is_empty();
         drop(state);
         if emptied {
             self.gone.notify_one();
         }
+        Ok(())
     }
 
     fn carry_out(&self, state: &mut State, effect: Effect) {
@@ -139,7 +137,7 @@ impl Floor {
         let mut state = self.state.lock();
         let now = boottime();
         while let Some(slot) = state.pacer.pop(now) {
-            if !state.holdings.is_leaving_by(&slot.team, slot.epoch) {
+            if !state.mandate.holdings.is_leaving_by(&slot.team, slot.epoch) {
                 continue;
             }
             let (many, by) = match slot.who {
@@ -165,7 +163,7 @@ impl Floor {
         let load = *self.load.lock();
         let mut state = self.state.lock();
         let now = boottime();
-        state.lease.sent(seq, now);
+        state.mandate.sent(seq, now);
         let forget_ms = state.broker.as_ref().map_or(u64::MAX, |broker| broker.forget_ms);
         ToBroker::Heartbeat(Box::new(Heartbeat {
             seq,
@@ -175,10 +173,10 @@ impl Floor {
             cpu_average: load.cpu_average,
             memory_bytes: load.memory_bytes,
             connections: state.connections,
-            teams: u32::try_from(state.holdings.held()).unwrap_or(u32::MAX),
+            teams: u32::try_from(state.mandate.holdings.held()).unwrap_or(u32::MAX),
             fds: load.fds,
             health: load.health,
-            idle_teams: state.holdings.idle(now, forget_ms, MAX_IDLE),
+            idle_teams: state.mandate.holdings.idle(now, forget_ms, MAX_IDLE),
             hot_teams: hot_teams(&state, since_last),
         }))
     }
@@ -186,7 +184,10 @@ impl Floor {
     /// Writes the figures that are true only at the moment they are read.
     pub(crate) fn refresh_figures(&self) {
         let state = self.state.lock();
-        let remaining_ms = state.lease.remaining_ms(boottime());
+        let now = boottime();
+        let remaining_ms = state.mandate.remaining_ms(now);
+        let acting = u32::try_from(state.mandate.acting(now)).unwrap_or(u32::MAX);
+        self.figures.acting.set(acting);
         #[allow(clippy::cast_precision_loss)] // A lease is far below 2^52 milliseconds.
         self.figures.lease_remaining.set(remaining_ms as f64 / 1000.0);
     }
@@ -195,17 +196,6 @@ impl Floor {
 fn members(state: &State, team: &TeamId) -> Vec<std::sync::Arc<Outbox>> {
     let roster = state.rosters.get(team);
     roster.map(|roster| roster.members()).unwrap_or_default()
-}
-
-fn term_of(message: &ToNode) -> Option<Term> {
-    match message {
-        ToNode::HeartbeatAck { term, .. } => Some(*term),
-        ToNode::Assign(assign) => Some(assign.term),
-        ToNode::Activate(activate) => Some(activate.term),
-        ToNode::Drain(drain) => Some(drain.term),
-        ToNode::Revoke(revoke) => Some(revoke.term),
-        ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,
-    }
 }
 
 /// The inventory in messages of a bounded size; at least one, so that the broker knows it is complete.

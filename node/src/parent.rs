@@ -7,14 +7,12 @@ use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request};
 use http_body_util::Full;
-use hyper_util::rt::TokioIo;
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
@@ -22,6 +20,7 @@ use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::link::{EXITED_PATH, Exited};
 use usher_shared::secret::Token;
 
+use crate::ask::{SendError, send};
 use crate::brokers::{BrokerAddress, BrokerAddressError};
 
 /// The variable in which the child finds its incarnation, 32 hexadecimal digits.
@@ -211,8 +210,6 @@ async fn tell(config: &ParentConfig, brokers: &[BrokerAddress], incarnation: Inc
 }
 
 async fn tell_one(broker: &BrokerAddress, token: Option<&Token>, body: Bytes) -> Result<(), TellError> {
-    let stream = TcpStream::connect(broker.authority()).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let mut request = Request::builder()
         .method(Method::POST)
         .uri(EXITED_PATH)
@@ -224,29 +221,17 @@ async fn tell_one(broker: &BrokerAddress, token: Option<&Token>, body: Bytes) ->
         request = request.header(AUTHORIZATION, bearer);
     }
     let request = request.body(Full::new(body))?;
-    let answer = async {
-        let answer = sender.send_request(request).await?;
-        if answer.status().is_success() {
-            Ok(())
-        } else {
-            Err(TellError::Refused)
-        }
-    };
-    tokio::select! {
-        answer = answer => answer,
-        ended = connection => {
-            ended?;
-            Err(TellError::Refused)
-        }
-    }
+    let took = send(broker.authority(), request, async |answer| {
+        answer.status().is_success()
+    })
+    .await?;
+    if took { Ok(()) } else { Err(TellError::Refused) }
 }
 
 #[derive(Debug, thiserror::Error)]
 enum TellError {
-    #[error("the connection failed")]
-    Connect(#[from] std::io::Error),
-    #[error("the request failed")]
-    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Send(#[from] SendError),
     #[error("the request cannot be made")]
     Request(#[from] http::Error),
     #[error("the token cannot be sent in a header")]

@@ -22,8 +22,10 @@ use crate::brokers::BrokerAddress;
 use crate::config::Config;
 use crate::doors::{Doors, admin};
 use crate::floor::{Floor, jitter};
+use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Sampler};
+use crate::outage::watch;
 use crate::outbox::{Goodbye, Swept};
 
 /// After its last connection a stopping node stays this long, to send on clients that hold a ticket for it.
@@ -117,6 +119,13 @@ impl Node {
     /// The same; `hasten` ends the budget at once.
     pub async fn serve_until(self, stop: CancellationToken, hasten: CancellationToken) {
         let floor = self.floor;
+        if let Err(error) = floor.watchdog.start() {
+            // Only a pool that fences owes anything to it, and it must not run unwatched.
+            if floor.config.on_lapse == OnLapse::Fence {
+                tracing::error!(%error, "no watchdog thread can be started, and this node is to fence");
+                return;
+            }
+        }
         let listening = CancellationToken::new();
         let link_stop = CancellationToken::new();
         let doors = Doors::new(Arc::clone(&floor));
@@ -147,6 +156,7 @@ impl Node {
             tokio::spawn(sample(Arc::clone(&floor), self.sampler)),
             tokio::spawn(sweep(Arc::clone(&floor))),
             tokio::spawn(pace(Arc::clone(&floor))),
+            tokio::spawn(watch(Arc::clone(&floor))),
             tokio::spawn(self.telemetry.upkeep()),
         ]);
         let link = tokio::spawn(keep(Arc::clone(&floor), self.introduction, link_stop.clone()));
@@ -225,7 +235,7 @@ fn signals(
 async fn wind_down(floor: &Floor, hasten: &CancellationToken) {
     let budget = floor.config.stop_budget;
     floor.stopping.send_replace(Some(Instant::now() + budget));
-    let served = !floor.state.lock().holdings.is_empty();
+    let served = !floor.state.lock().mandate.holdings.is_empty();
     tracing::info!(
         budget_s = budget.as_secs(),
         "stopping: asked the broker to drain this node"
@@ -264,7 +274,7 @@ async fn emptied(floor: &Floor) {
     loop {
         {
             let state = floor.state.lock();
-            if state.connections == 0 && state.holdings.is_empty() {
+            if state.connections == 0 && state.mandate.holdings.is_empty() {
                 return;
             }
         }

@@ -11,6 +11,7 @@ pub mod frame;
 pub mod grant;
 pub mod id;
 pub mod link;
+pub mod planted;
 pub mod quantity;
 pub mod rest;
 pub mod secret;

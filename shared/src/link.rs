@@ -16,6 +16,9 @@ use crate::template::NodeUrl;
 pub const PROTOCOL: u32 = 1;
 /// The path that a node dials on the broker's node-link listener.
 pub const PATH: &str = "/v1/node-link";
+/// Where a node asks a peer, at its probe address, whether it hears the broker of a cluster: `GET`
+/// with `?cluster=`, answered with [`HearsBroker`].
+pub const HEARS_BROKER_PATH: &str = "/v1/hears-broker";
 /// Where a node's parent reports its child's death: `POST` of an [`Exited`].
 pub const EXITED_PATH: &str = "/v1/node-exited";
 /// The largest frame either side accepts, in bytes.
@@ -74,6 +77,9 @@ pub enum ToNode {
     Assign(Assign),
     /// Exclusive effects for a team that was assigned as prepared may start.
     Activate(Activate),
+    /// What the inventory showed and stays as it was: after a lapse, exclusive effects go on for a team
+    /// only once the link's broker has named it, here, in an `assign` or in an `activate`.
+    Confirm(Confirm),
     /// The drain command: these teams are owned elsewhere now; let their connections go, each at its slot.
     Drain(Drain),
     /// Drop what is held of a team up to and including this epoch, and send its connections back to the broker.
@@ -124,6 +130,21 @@ pub struct Hello {
     /// The highest term it has seen.
     #[serde(default)]
     pub highest_term: Term,
+    /// The grant with the highest epoch that it ever got, held still or not: epochs are counted for the
+    /// whole cluster, so a broker restored from an old copy learns here how far the counter had come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_grant: Option<Granted>,
+}
+
+/// A grant that a node got.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// For which team.
+    pub team: TeamId,
+    /// Under which epoch.
+    pub epoch: Epoch,
+    /// The broker's signature, see [`crate::grant`].
+    pub grant: String,
 }
 
 /// What a node will hold at most.
@@ -373,6 +394,16 @@ pub struct Activate {
     pub term: Term,
 }
 
+/// The node holds these teams in full, as its inventory said. Sent after the inventory and before
+/// the first acknowledgement of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirm {
+    /// The teams; at most [`MAX_LIST`].
+    pub teams: Vec<TeamEpoch>,
+    /// The broker's term.
+    pub term: Term,
+}
+
 /// The drain command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Drain {
@@ -456,6 +487,13 @@ pub struct Exited {
     pub node: NodeId,
     /// The incarnation that ended.
     pub incarnation: Incarnation,
+}
+
+/// A peer's answer to a node that lost its broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HearsBroker {
+    /// Whether the peer has a link to a broker of that cluster, and its lease runs.
+    pub hears: bool,
 }
 
 impl Hello {

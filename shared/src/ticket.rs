@@ -14,6 +14,8 @@ use crate::secret::Key;
 
 /// No ticket lives longer, whatever it says of itself: RFC 8725 section 3.10 asks the verifier to bound it.
 pub const MAX_LIFE_S: u64 = 60;
+/// The same for a ticket of [`Scope::Resume`]: as long as a broker may reasonably be away.
+pub const RESUME_LIFE_S: u64 = 86_400;
 /// How long a ticket lives when nobody said otherwise: enough for a slow handshake, short in a log.
 pub const LIFE_S: u64 = 30;
 /// How far two wall clocks may disagree before a fresh ticket looks stale.
@@ -32,6 +34,9 @@ pub enum Scope {
     Connect,
     /// Posts one message to the team's connections.
     Post,
+    /// Opens a WebSocket at the node that signed it itself, while that node has lost its broker. The
+    /// `resume` of a `welcome` frame; no other node and no broker can check it.
+    Resume,
 }
 
 impl Scope {
@@ -96,7 +101,7 @@ pub enum TicketError {
     /// The signature does not fit.
     #[error("the ticket's signature does not fit")]
     Signature,
-    /// A life longer than [`MAX_LIFE_S`], or issued in the future.
+    /// A life longer than its scope allows, or issued in the future.
     #[error("the ticket's times are out of bounds")]
     Times,
 }
@@ -168,7 +173,11 @@ pub fn verify<'k>(
         .map_err(|_| TicketError::Malformed)?;
     let claims: Claims = serde_json::from_slice(&claims).map_err(|_| TicketError::Malformed)?;
     let life = claims.exp.checked_sub(claims.iat).ok_or(TicketError::Times)?;
-    if life > MAX_LIFE_S || claims.iat > now_s.saturating_add(LEEWAY_S) {
+    let longest = match claims.scope {
+        Scope::Resume => RESUME_LIFE_S,
+        Scope::Connect | Scope::Post => MAX_LIFE_S,
+    };
+    if life > longest || claims.iat > now_s.saturating_add(LEEWAY_S) {
         return Err(TicketError::Times);
     }
     let age = if now_s <= claims.exp.saturating_add(LEEWAY_S) {

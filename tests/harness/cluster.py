@@ -3,6 +3,7 @@
 What holds for every broker with its nodes is in `Pool`; `fleet` has another one, of single processes.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -55,6 +56,16 @@ class Pool:
     admin: tuple
     node_link: tuple
     nodes: dict
+    # The words before a command that is to run where clients are.
+    before_clients = ()
+
+    def on(self, node):
+        """`with pool.on(node)`: sockets that this thread makes meanwhile are on the node's machine."""
+        return contextlib.nullcontext()
+
+    def among_clients(self):
+        """`with pool.among_clients()`: the same on the machine of the clients."""
+        return contextlib.nullcontext()
 
     def log(self):
         """The end of what each process logged."""

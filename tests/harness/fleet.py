@@ -104,34 +104,40 @@ class Fleet(Pool):
     def __init__(self, nodes=3, *node_arguments, cores=None):
         self.folder = Path(tempfile.mkdtemp(prefix="usher-fleet-"))
         self.data = self.folder / "data"
-        self.clients, self.admin, self.node_link = free_address(), free_address(), free_address()
         self.nodes = {}
         self.processes = {}
+        self._place_listeners()
         try:
             self.start_broker()
             for number in range(1, nodes + 1):
                 name = f"node-{number}"
-                self.nodes[name] = Node(name, free_address(), free_address())
+                self.nodes[name] = self._place_node(name)
                 self.start_node(name, *node_arguments, cores=cores)
             eventually_now("every node is ready", self.is_up, within=START_WITHIN_S)
         except BaseException:
             self.stop()
             raise
 
-    def start_broker(self):
+    def _place_listeners(self):
+        self.clients, self.admin, self.node_link = free_address(), free_address(), free_address()
+
+    def _place_node(self, name):
+        return Node(name, free_address(), free_address())
+
+    def start_broker(self, *arguments, **how):
         """Starts the broker, again or for the first time: same folder, same ports."""
-        self.processes["broker"] = Process(self.folder, "broker", *self.broker_arguments())
+        self.processes["broker"] = Process(self.folder, "broker", *self.broker_arguments(), *arguments, **how)
 
     def broker_arguments(self):
         flags = ["--clients", at(self.clients), "--admin", at(self.admin), "--node-link", at(self.node_link)]
         return ["broker", *flags, "--data", self.data]
 
-    def start_node(self, name, *arguments, cores=None):
+    def start_node(self, name, *arguments, **how):
         """Starts a node under its small parent."""
         node = self.nodes[name]
         flags = ["--listen", at(node.address), "--admin", at(node.admin), "--broker", f"ws://{at(self.node_link)}"]
         command = ["node", "--name", name, *flags, *arguments]
-        self.processes[name] = Process(self.folder, name, *command, cores=cores)
+        self.processes[name] = Process(self.folder, name, *command, **how)
 
     def is_up(self):
         """Whether the broker answers and every node is ready; a process that ended is not waited for."""

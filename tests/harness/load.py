@@ -17,7 +17,7 @@ class Load:
 
     def __init__(self, pool, connections, teams, prefix, *arguments):
         self.connections = connections
-        command = [executable(), "load", "--json", "--duration", "1h", "--broker", "http://" + at(pool.clients)]
+        command = [*pool.before_clients, executable(), "load", "--json", "--duration", "1h", "--broker", "http://" + at(pool.clients)]
         command += ["--connections", connections, "--teams", teams, "--team-prefix", prefix, *arguments]
         self._errors = pool.folder / f"load-{prefix}.log"
         with self._errors.open("wb") as errors:

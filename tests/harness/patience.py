@@ -32,3 +32,15 @@ def eventually_now(what, condition, within=SOON_S):
         if time.monotonic() > end:
             raise AssertionError(f"after {within:.0f} s still not: {what}")
         time.sleep(_POLL_S)
+
+
+def throughout(seconds, what, condition):
+    """Lets `seconds` go by, as long as the fault of a test lasts; fails as soon as `condition()` is false, saying `what`."""
+    end = time.monotonic() + seconds
+    while True:
+        if not condition():
+            raise AssertionError(f"no longer, {end - time.monotonic():.1f} s before the end of {seconds:.0f} s: {what}")
+        left = end - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(_POLL_S, left))

@@ -78,7 +78,7 @@ fn gate_word(gate: Gate) -> &'static str {
         Gate::FullTeams => "full of teams",
         Gate::FullConnections => "full of connections",
         Gate::Descriptors => "out of file descriptors",
-        Gate::Clock => "with a clock off by more than 5 s",
+        Gate::Clock => "with a clock that is off by more than 5 s, or runs at another pace",
         Gate::Region => "in another region",
         Gate::Labels => "without the labels",
         Gate::Pin => "not the pinned one",

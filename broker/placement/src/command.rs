@@ -7,6 +7,7 @@ use usher_shared::rest::{Cause, Gate, OperationKind};
 use usher_shared::template::NodeUrl;
 
 use crate::event::{LinkId, RequestId};
+use crate::pace::Pace;
 use crate::record::Record;
 
 /// One thing to do. The caller carries commands out in their order.
@@ -331,6 +332,14 @@ pub enum Notice {
     StoreRegressed {
         /// What showed it.
         detail: String,
+    },
+    /// A node's clock began to run at another pace than this broker's, or runs like it again. Leases
+    /// count on a bounded difference.
+    ClockPace {
+        /// The node.
+        node: NodeId,
+        /// How it runs.
+        pace: Pace,
     },
     /// A node said something it should not have.
     BadMessage {

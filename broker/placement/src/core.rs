@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use usher_shared::grant::GrantSigner;
 use usher_shared::id::{BrokerId, ClusterId, Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::link::ToNode;
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
 use crate::choose::Decision;
 use crate::command::{Command, NodeEntry, Notice, Route};
+use crate::epochs::{Epochs, Reserve};
 use crate::event::{Event, LinkId};
 use crate::liveness::Mode;
 use crate::node::{Intent, Node, Seen};
@@ -15,7 +17,7 @@ use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
 use crate::settings::Settings;
-use crate::team::{Owner, Team};
+use crate::team::{Activation, Owner, Team};
 
 /// How often the mean is taken anew and the index is rebuilt.
 const TICK_MS: u64 = 1_000;
@@ -23,8 +25,6 @@ const TICK_MS: u64 = 1_000;
 const STEP_MS: u64 = 100;
 /// How often it is looked at otherwise: a quarter of the default heartbeat, so that a missed one shows soon.
 const IDLE_STEP_MS: u64 = 250;
-/// Epochs reserved in the store at once. A restart skips what is left of a block.
-const EPOCH_BLOCK: u64 = 1_000;
 /// Decisions kept of one team.
 const DECISIONS_PER_TEAM: usize = 8;
 
@@ -39,8 +39,7 @@ pub struct Core {
     pub(crate) term: Term,
     pub(crate) started: Timestamp,
     pub(crate) wall_at_start: u64,
-    /// The next epoch to give out, and the first that is not reserved in the store.
-    pub(crate) epochs: (Epoch, Epoch),
+    pub(crate) epochs: Epochs,
     /// Whether a node has shown that the store this run started from is older than what was granted.
     pub(crate) store_regressed: bool,
     /// By name: a name has one process at a time.
@@ -54,6 +53,9 @@ pub struct Core {
     pub(crate) activating: BTreeMap<(NodeId, Incarnation), BTreeSet<TeamId>>,
     /// Teams whose owner waits for a moment.
     pub(crate) activating_at: BTreeSet<(Timestamp, TeamId)>,
+    /// Teams that were deleted while their last owner may still have had effects, and what a team of that
+    /// name waits for if it is made anew.
+    pub(crate) deleted: BTreeMap<TeamId, Activation>,
     /// When every lease that an earlier run of the broker granted is over.
     pub(crate) restart_fence: Timestamp,
     /// When a move is given up, by team. Entries of moves that ended meanwhile are skipped.
@@ -94,10 +96,10 @@ impl Core {
     ) -> Self {
         let longest_lease = snapshot.nodes.iter().map(|(_, node)| node.lease_ms).max();
         let mode = match longest_lease {
-            Some(lease_ms) => Mode::Grace {
+            Some(lease_ms) if !planted::is(Bug::NoRestartGrace) => Mode::Grace {
                 until: now.plus(settings.dead_after_ms(lease_ms.max(settings.lease_ms))),
             },
-            None => Mode::Normal,
+            _ => Mode::Normal,
         };
         let mut core = Self {
             settings,
@@ -108,7 +110,7 @@ impl Core {
             term: snapshot.term,
             started: now,
             wall_at_start: wall_ms,
-            epochs: (snapshot.epochs_reserved, snapshot.epochs_reserved),
+            epochs: Epochs::after(snapshot.epochs_reserved),
             store_regressed: false,
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -116,6 +118,7 @@ impl Core {
             unplaced: BTreeSet::new(),
             activating: BTreeMap::new(),
             activating_at: BTreeSet::new(),
+            deleted: BTreeMap::new(),
             restart_fence: now,
             deadlines: BTreeSet::new(),
             operations: BTreeMap::new(),
@@ -155,7 +158,11 @@ impl Core {
                 IntentRecord::Cordoned => Intent::Cordoned,
                 IntentRecord::Draining => self.stored_drain(&id),
             };
-            let lease_ms = record.lease_ms.max(self.settings.lease_ms);
+            let lease_ms = if planted::is(Bug::LoweredLeaseAtOnce) {
+                self.settings.lease_ms
+            } else {
+                record.lease_ms.max(self.settings.lease_ms)
+            };
             // Which of the stored versions is the newest is not known, so none is preferred.
             self.versions.entry(record.hello.version.clone()).or_insert(0);
             let node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms, 0);
@@ -164,7 +171,7 @@ impl Core {
             self.publish_node(&id);
         }
         for (id, record) in snapshot.teams {
-            let team = Team::from_record(record);
+            let team = Team::from_record(record, self.restart_fence);
             let owner = team
                 .owner
                 .clone()
@@ -249,6 +256,8 @@ impl Core {
         self.last_step = now;
         if now.since(self.last_tick) >= TICK_MS {
             self.tick(now);
+            self.shorten_leases(now);
+            self.forget_deleted(now);
         }
         self.watch_nodes(now);
         self.activate_after_leases(now);
@@ -258,7 +267,8 @@ impl Core {
 
     /// A broker that stood still itself cannot say who was silent meanwhile.
     fn notice_own_pause(&mut self, now: Timestamp) {
-        let paused = now.since(self.last_event) > self.settings.lease_ms / 2;
+        let paused =
+            now.since(self.last_event) > self.settings.lease_ms / 2 && !planted::is(Bug::OwnPauseIgnored);
         self.last_event = now;
         if paused {
             self.begin_grace(now);
@@ -352,21 +362,19 @@ impl Core {
 
     /// An epoch that was never given out, reserved in the store before anyone sees it.
     pub(crate) fn next_epoch(&mut self) -> Epoch {
-        let (next, reserved) = self.epochs;
-        if next >= reserved {
-            let reserved = next.plus(EPOCH_BLOCK);
-            self.epochs.1 = reserved;
-            self.write(Record::Epochs { reserved });
-        }
-        self.epochs.0 = next.next();
-        next
+        let (epoch, reserve) = self.epochs.take();
+        self.keep_reserved(reserve);
+        epoch
     }
 
     /// Goes on above an epoch that a node showed and this store never gave out.
-    pub(crate) fn raise_epochs(&mut self, seen: Epoch) {
-        if seen >= self.epochs.0 {
-            let reserved = seen.next().plus(EPOCH_BLOCK);
-            self.epochs = (seen.next(), reserved);
+    pub(crate) fn raise_epochs(&mut self, shown: Epoch) {
+        let reserve = self.epochs.surpass(shown);
+        self.keep_reserved(reserve);
+    }
+
+    fn keep_reserved(&mut self, reserve: Option<Reserve>) {
+        if let Some(Reserve(reserved)) = reserve {
             self.write(Record::Epochs { reserved });
         }
     }

@@ -4,6 +4,7 @@
 //! connections; how one of them gets from one node to the other is told in [`crate::moving`].
 
 use usher_shared::id::{NodeId, OperationId, TeamId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{DrainPost, OperationKind, OperationState, PinStrength, ShedPost};
 
@@ -328,7 +329,7 @@ impl Core {
         operation.refilled = now;
         let burst = rate * i64::try_from(BURST_MS).unwrap_or(0);
         operation.tokens = (operation.tokens + rate * elapsed).min(burst.max(1_000));
-        if operation.deadline.is_some_and(|deadline| now >= deadline) {
+        if operation.deadline.is_some_and(|deadline| now >= deadline) || planted::is(Bug::DrainUnpaced) {
             // Late: what is left goes now, as the deadline said.
             operation.tokens = i64::MAX / 4;
         }

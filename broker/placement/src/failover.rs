@@ -101,12 +101,12 @@ impl Core {
             return false;
         };
         let before = match &team.activation {
-            Activation::After { before, .. } => Some(before.clone()),
+            Activation::After { before, .. } => Some(before.node.clone()),
             _ => None,
         };
         let wish = team.wish(cause, None, wall_ms);
         let mut decision = self.choose(&wish, now);
-        decision.from = before.as_ref().map(|before| before.node.clone());
+        decision.from = before;
         let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
             self.leave_unplaced(id, decision);
             return false;
@@ -116,9 +116,7 @@ impl Core {
         if let Some(team) = self.teams.get_mut(id) {
             team.epoch = epoch;
         }
-        if let Some(before) = before {
-            self.wait_for_end(id, before, now);
-        }
+        self.await_activation(id, now);
         self.commit_owner(id, target, decision);
         self.send_assign(id, Arrivals::Reported);
         true
@@ -161,22 +159,6 @@ impl Core {
             node: id.clone(),
             incarnation: node.incarnation(),
         })
-    }
-
-    /// Puts a team whose activation waits for a process on the list, or lets it have its effects if
-    /// that process can have none any more.
-    pub(crate) fn wait_for_end(&mut self, id: &TeamId, before: Owner, now: Timestamp) {
-        if self.is_fenced(&before.node, before.incarnation, now) {
-            self.stop_waiting(id, before);
-            if let Some(team) = self.teams.get_mut(id) {
-                team.activation = Activation::Owned;
-            }
-        } else {
-            self.activating
-                .entry((before.node, before.incarnation))
-                .or_default()
-                .insert(id.clone());
-        }
     }
 
     /// Tries the teams again that no node could take.

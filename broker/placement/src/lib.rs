@@ -14,17 +14,23 @@
 //! | how busy is a node, and who is least busy? | `score` |
 //! | what may a client's or an operator's request do? | `request` |
 //! | is a node alive, and since when not? | `liveness` |
+//! | who may have exclusive effects, and from when? | `activation` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | which team leaves next, and when is a drain done? | `drain` |
 //! | how does one team get from one node to another? | `moving` |
+//! | which epoch is next? | `epochs` |
+//! | do a node's clock and the broker's run alike? | `pace` |
 //! | what does a node hold that it should not, or lack? | `reconcile` |
+//! | what must be durable before it is shown? | [`pipeline`] |
 //! | what does an operator see? | `view` |
 #![forbid(unsafe_code)]
 
+mod activation;
 mod choose;
 mod command;
 mod core;
 mod drain;
+mod epochs;
 mod event;
 mod failover;
 mod link;
@@ -32,6 +38,8 @@ mod liveness;
 mod moving;
 mod node;
 mod operation;
+mod pace;
+pub mod pipeline;
 mod reconcile;
 mod record;
 mod request;
@@ -43,5 +51,6 @@ mod view;
 pub use command::{Answer, Command, NodeEntry, Notice, Refusal, Route};
 pub use core::Core;
 pub use event::{Ask, Event, Knock, LinkId, ProbeOutcome, RequestId};
+pub use pace::Pace;
 pub use record::{IntentRecord, NodeRecord, OperationRecord, PinRecord, Record, Snapshot, TeamRecord};
 pub use settings::{Settings, SettingsError};

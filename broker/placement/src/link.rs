@@ -3,9 +3,10 @@
 
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{
-    Activate, Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Peer, Refused, RefusedCode,
-    TeamEpoch, ToNode, Welcome,
+    Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Peer, Refused, RefusedCode, TeamEpoch,
+    ToNode, Welcome,
 };
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{DrainPost, TeamKind};
 
@@ -15,7 +16,7 @@ use crate::event::LinkId;
 use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
 use crate::operation::Operation;
 use crate::record::Record;
-use crate::team::{Activation, Move, Owner};
+use crate::team::Move;
 
 /// The most teams that one node may claim in its inventory.
 const INVENTORY_MAX: usize = 1_000_000;
@@ -46,6 +47,7 @@ impl Core {
             return;
         }
         self.meet_higher_term(&hello);
+        self.meet_higher_epoch(&hello);
         if let Some(node) = self.nodes.get(&id) {
             if node.incarnation() != hello.incarnation {
                 // The same name with a new incarnation: the old process is gone, and its sockets with it.
@@ -79,9 +81,16 @@ impl Core {
                 }
                 // A new link counts its heartbeats from 1 again.
                 node.report.seq = 0;
+                // The process may still run on a longer lease from before the broker's start.
+                let same_process = node.hello.incarnation == hello.incarnation;
+                if !same_process || planted::is(Bug::LoweredLeaseAtOnce) {
+                    node.lease_ms = lease_ms;
+                } else {
+                    node.lease_ms = node.lease_ms.max(lease_ms);
+                }
+                node.clock_pace.begin();
                 node.hello = hello;
                 node.seen = seen;
-                node.lease_ms = lease_ms;
                 node.version_rank = rank;
             }
             None => {
@@ -153,6 +162,22 @@ impl Core {
             self.store_regressed = true;
             self.write(Record::Term(self.term));
             let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
+            self.notice(Notice::StoreRegressed { detail });
+        }
+    }
+
+    /// A node has a grant above every epoch that this store gave out: the store is an old copy.
+    fn meet_higher_epoch(&mut self, hello: &Hello) {
+        let Some(granted) = &hello.highest_grant else {
+            return;
+        };
+        let genuine = self
+            .grants
+            .verify(&granted.team, &hello.node, granted.epoch, &granted.grant);
+        if genuine && !self.epochs.covers(granted.epoch) {
+            self.raise_epochs(granted.epoch);
+            self.store_regressed = true;
+            let detail = format!("node {} was granted epoch {}", hello.node, granted.epoch);
             self.notice(Notice::StoreRegressed { detail });
         }
     }
@@ -237,6 +262,7 @@ impl Core {
     pub(crate) fn heartbeat(&mut self, link: LinkId, heartbeat: &Heartbeat, wall_ms: u64, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
         let term = self.term;
+        let rate_ppm = self.settings.clock_rate_ppm;
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
@@ -260,10 +286,18 @@ impl Core {
         report.wall_skew_ms = i64::try_from(heartbeat.wall_ms)
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(wall_ms).unwrap_or(i64::MAX));
+        let boot = Timestamp::from_millis(heartbeat.boot_ms);
+        let turned = node.clock_pace.beat(boot, now, rate_ppm / 2);
         match &mut node.seen {
             // No acknowledgement before the inventory is reconciled: it would renew a lease on
             // teams that the node may have to give up.
-            Seen::Joining { heard, .. } => *heard = now,
+            Seen::Joining { heard, .. } => {
+                *heard = now;
+                if planted::is(Bug::AckBeforeReconciliation) {
+                    let seq = heartbeat.seq;
+                    self.send(&id, ToNode::HeartbeatAck { seq, term });
+                }
+            }
             Seen::Linked { heard, silence, .. } => {
                 *heard = now;
                 let was_missed = std::mem::replace(silence, Silence::Heard) == Silence::Missed;
@@ -281,6 +315,10 @@ impl Core {
                 self.forget_idle(&id, &heartbeat.idle_teams, now);
             }
             _ => {}
+        }
+        if let Some(pace) = turned {
+            self.rekey(&id);
+            self.notice(Notice::ClockPace { node: id, pace });
         }
     }
 
@@ -314,20 +352,6 @@ impl Core {
     pub(crate) fn yielded(&mut self, link: LinkId, held: &TeamEpoch) {
         if let Some(id) = self.speaker(link) {
             self.stopped(&id, held);
-        }
-    }
-
-    /// A node has no exclusive effects for a team any more.
-    fn stopped(&mut self, id: &NodeId, held: &TeamEpoch) {
-        let Some(team) = self.teams.get(&held.team) else {
-            return;
-        };
-        let awaited = match &team.activation {
-            Activation::After { before, since } => before.node == *id && held.epoch >= *since,
-            _ => false,
-        };
-        if awaited {
-            self.activate(&held.team);
         }
     }
 
@@ -419,45 +443,6 @@ impl Core {
         self.rekey(&id);
         self.publish_node(&id);
         self.notice(Notice::NodeSilent { node: id });
-    }
-
-    /// The owner may have exclusive effects from now on.
-    pub(crate) fn activate(&mut self, id: &TeamId) {
-        let Some(team) = self.teams.get_mut(id) else {
-            return;
-        };
-        let was = std::mem::replace(&mut team.activation, Activation::Owned);
-        match was {
-            Activation::Owned => return,
-            Activation::At(at) => {
-                self.activating_at.remove(&(at, id.clone()));
-            }
-            Activation::After { before, .. } => self.stop_waiting(id, before),
-        }
-        self.send_activate(id);
-    }
-
-    /// Tells the owner that nobody is left to wait for.
-    pub(crate) fn send_activate(&mut self, id: &TeamId) {
-        let Some(team) = self.teams.get(id) else { return };
-        let Some(owner) = team.owner.clone() else { return };
-        let activate = Activate {
-            team: id.clone(),
-            epoch: team.epoch,
-            term: self.term,
-        };
-        self.send(&owner.node, ToNode::Activate(activate));
-    }
-
-    /// Takes a team off the list of those that wait for the end of a process.
-    pub(crate) fn stop_waiting(&mut self, id: &TeamId, before: Owner) {
-        let key = (before.node, before.incarnation);
-        if let Some(waiting) = self.activating.get_mut(&key) {
-            waiting.remove(id);
-            if waiting.is_empty() {
-                self.activating.remove(&key);
-            }
-        }
     }
 
     /// Which node speaks on a link. A link that has not said hello, or was superseded, says nothing.

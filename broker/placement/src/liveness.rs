@@ -6,6 +6,7 @@
 //! nor silence is acted on while too much of the pool is silent at once, or just after a start.
 
 use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::BrokerState;
 
@@ -52,6 +53,7 @@ impl Core {
         let lease_ms = self.nodes.values().map(|node| node.lease_ms).max();
         let Some(lease_ms) = lease_ms else { return };
         for node in self.nodes.values_mut() {
+            node.clock_pace.begin();
             match &mut node.seen {
                 Seen::Expected { heard } | Seen::Joining { heard, .. } | Seen::Linked { heard, .. } => {
                     *heard = now
@@ -159,7 +161,11 @@ impl Core {
         let (mut fell_silent, mut over, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (id, node) in &mut self.nodes {
             let heard = node.heard();
-            let lease_over = now.since(heard) >= self.settings.dead_after_ms(node.lease_ms);
+            let mut dead_after_ms = self.settings.dead_after_ms(node.lease_ms);
+            if planted::is(Bug::SilenceIsProof) {
+                dead_after_ms /= 2;
+            }
+            let lease_over = now.since(heard) >= dead_after_ms;
             match &mut node.seen {
                 Seen::Linked { silence, .. } => {
                     if *silence == Silence::Heard && now.since(heard) > patience {
@@ -264,7 +270,7 @@ impl Core {
             .first()
             .is_some_and(|zone| zone.is_some() && silent.iter().all(|other| other == zone));
         let share = silent.len() as u64 * 1_000_000 > self.settings.silent_share_ppm * u64::from(total);
-        silent.len() > 1 && share && !one_zone
+        silent.len() > 1 && share && !one_zone && !planted::is(Bug::NoSelfPreservation)
     }
 
     /// An operator says that the silent nodes are dead indeed.
@@ -296,6 +302,7 @@ impl Core {
             Seen::Dead {
                 proof: Proof::Proven, ..
             } => true,
+            Seen::Dead { .. } if planted::is(Bug::HintIsProof) || planted::is(Bug::SilenceIsProof) => true,
             _ => now.since(node.heard()) >= self.settings.dead_after_ms(node.lease_ms),
         }
     }
@@ -322,23 +329,24 @@ impl Core {
         self.write_node(id);
     }
 
-    /// Gives teams to owners whose predecessor can have no effects any more.
-    pub(crate) fn activate_after_leases(&mut self, now: Timestamp) {
-        let due: Vec<_> = self
-            .activating
-            .iter()
-            .filter(|((node, incarnation), _)| self.is_fenced(node, *incarnation, now))
-            .flat_map(|(_, teams)| teams.iter().cloned())
+    /// A lease that was made shorter in the settings counts once the longer ones of before the
+    /// broker's start, when the last of them was granted, are over.
+    pub(crate) fn shorten_leases(&mut self, now: Timestamp) {
+        let lease_ms = self.settings.lease_ms;
+        let over = |node: &&mut Node| {
+            node.lease_ms > lease_ms && now.since(self.started) >= self.settings.dead_after_ms(node.lease_ms)
+        };
+        let shortened: Vec<NodeId> = self
+            .nodes
+            .values_mut()
+            .filter(over)
+            .map(|node| {
+                node.lease_ms = lease_ms;
+                node.id().clone()
+            })
             .collect();
-        for team in due {
-            self.activate(&team);
-        }
-        while let Some((at, team)) = self.activating_at.first().cloned() {
-            if at > now {
-                return;
-            }
-            self.activating_at.pop_first();
-            self.activate(&team);
+        for id in shortened {
+            self.write_node(&id);
         }
     }
 }

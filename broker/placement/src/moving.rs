@@ -6,6 +6,7 @@
 
 use usher_shared::id::{Label, OperationId, TeamId};
 use usher_shared::link::{Drain, Move as MoveTeam, ToNode};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::Cause;
 
@@ -132,10 +133,6 @@ impl Core {
         };
         let held = team.epoch;
         team.await_end_of(before.clone());
-        let waits_for = match &team.activation {
-            Activation::After { before, .. } => Some(before.clone()),
-            _ => None,
-        };
         team.epoch = decision.epoch;
         team.moving = Some(Move::Leaving {
             from: before.clone(),
@@ -145,9 +142,7 @@ impl Core {
             cause: decision.cause,
         });
         self.deadlines.insert((until, id.clone()));
-        if let Some(waits_for) = waits_for {
-            self.wait_for_end(id, waits_for, now);
-        }
+        self.await_activation(id, now);
         if let Some(node) = self.nodes.get_mut(&before.node) {
             node.leaving.insert(id.clone());
         }
@@ -215,7 +210,19 @@ impl Core {
             }
             self.deadlines.pop_first();
             match self.teams.get(&id).and_then(|team| team.moving.as_ref()) {
-                Some(Move::Preparing { until: at, .. }) if *at == until => self.drop_move(&id, "failed", now),
+                Some(Move::Preparing {
+                    until: at,
+                    target,
+                    epoch,
+                    ..
+                }) if *at == until => {
+                    if planted::is(Bug::StalePlanApplied) {
+                        let (target, epoch) = (target.node.clone(), *epoch);
+                        self.revoke(&target, &id, epoch);
+                    } else {
+                        self.drop_move(&id, "failed", now);
+                    }
+                }
                 Some(Move::Leaving { until: at, .. }) if *at == until => {
                     self.finish_leaving(&id, "timed_out", now)
                 }
@@ -270,6 +277,7 @@ impl Core {
         };
         self.unreserve(id, &target.node);
         self.revoke(&target.node, id, epoch);
+        self.epochs.undo(epoch);
         let cause = self.operations.get_mut(&operation).map(|operation| {
             operation.preparing.remove(id);
             operation.cause()

@@ -7,6 +7,7 @@ use usher_shared::quantity::{Millicores, Timestamp};
 use usher_shared::rest::NodeState;
 
 use crate::event::LinkId;
+use crate::pace::ClockPace;
 use crate::record::{IntentRecord, NodeRecord};
 use crate::score::Score;
 
@@ -159,6 +160,7 @@ pub(crate) struct Node {
     /// Teams owned elsewhere whose connections are still leaving here.
     pub(crate) leaving: BTreeSet<TeamId>,
     pub(crate) report: Report,
+    pub(crate) clock_pace: ClockPace,
     pub(crate) pending: PendingCpu,
     /// When it last became ready.
     pub(crate) ready_since: Timestamp,
@@ -188,6 +190,7 @@ impl Node {
             reserved_weight: 0,
             leaving: BTreeSet::new(),
             report: Report::default(),
+            clock_pace: ClockPace::default(),
             pending: PendingCpu::default(),
             ready_since: Timestamp::default(),
             placed: 0,

@@ -126,13 +126,16 @@ impl Core {
             return Err(self.refusal(id, &wish, &decision));
         };
         decision.epoch = self.next_epoch();
+        let activation = self.activation_of_new(id, now);
         self.teams.insert(
             id.clone(),
             Team {
                 epoch: decision.epoch,
+                activation,
                 ..team
             },
         );
+        self.await_activation(id, now);
         self.commit_owner(id, owner, decision);
         self.send_assign(id, Arrivals::Unreported);
         self.assigned(id, true)
@@ -297,15 +300,21 @@ impl Core {
         self.drop_move(id, "undone", now);
         let owner = self.disown(id);
         let Some(team) = self.teams.remove(id) else { return };
-        for node in owner.map(|owner| owner.node).iter().chain(&leaving) {
+        for node in owner.iter().map(|owner| &owner.node).chain(&leaving) {
             self.revoke(node, id, team.epoch);
         }
-        match team.activation {
-            Activation::After { before, .. } => self.stop_waiting(id, before),
-            Activation::At(at) => {
-                self.activating_at.remove(&(at, id.clone()));
-            }
-            Activation::Owned => {}
+        self.leave_waiting(id, &team.activation);
+        // The name may come back before whoever had it last has stopped.
+        let waits_for = match (team.activation, owner) {
+            (Activation::Owned, Some(before)) => Some(Activation::After {
+                before,
+                since: team.epoch,
+            }),
+            (Activation::Owned, None) => None,
+            (waits_for, _) => Some(waits_for),
+        };
+        if let Some(waits_for) = waits_for {
+            self.deleted.insert(id.clone(), waits_for);
         }
         self.unplaced.remove(id);
         for operation in self

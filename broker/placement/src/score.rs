@@ -139,7 +139,7 @@ pub(crate) fn gate(node: &Node, settings: &Settings) -> Option<Gate> {
         Intent::Cordoned => return Some(Gate::Cordoned),
         Intent::Draining(_) => return Some(Gate::Draining),
     }
-    if node.report.wall_skew_ms.unsigned_abs() > settings.wall_skew_ms {
+    if node.report.wall_skew_ms.unsigned_abs() > settings.wall_skew_ms || node.clock_pace.is_off() {
         return Some(Gate::Clock);
     }
     if node.team_count() >= node.hello.capacity.teams {

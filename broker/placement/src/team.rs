@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use usher_shared::id::{Incarnation, Label, NodeId, OperationId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp, Weight};
 use usher_shared::rest::{Cause, TeamKind};
 
@@ -27,8 +28,8 @@ pub(crate) enum Activation {
         /// A yield counts from this epoch on: an older one was for an earlier move.
         since: Epoch,
     },
-    /// It waits until then: the broker forgot in a restart whom it waits for, and by then nobody's
-    /// lease can run on.
+    /// It waits until then: the broker forgot in a restart whom it waits for, if anybody, and by then
+    /// nobody's lease can run on.
     At(Timestamp),
 }
 
@@ -86,7 +87,9 @@ impl Team {
         }
     }
 
-    pub(crate) fn from_record(record: TeamRecord) -> Self {
+    /// A team from the store, where it is not kept whether its owner had been activated: unless that
+    /// owner shows it, it counts as waiting for every lease from before the start.
+    pub(crate) fn from_record(record: TeamRecord, restart_fence: Timestamp) -> Self {
         Self {
             kind: record.kind,
             weight: record.weight,
@@ -97,7 +100,11 @@ impl Team {
                 .owner
                 .map(|(node, incarnation)| Owner { node, incarnation }),
             epoch: record.epoch,
-            activation: Activation::Owned,
+            activation: if planted::is(Bug::RestartForgetsWhoStops) {
+                Activation::Owned
+            } else {
+                Activation::At(restart_fence)
+            },
             moving: None,
         }
     }

@@ -221,6 +221,7 @@ pub fn config(broker: SocketAddr) -> Config {
             teams: 100,
             connections: 100,
         },
+        on_lapse: usher_node::OnLapse::Hold,
         relay: Relay::Team,
         token: None,
         stop_budget: Duration::from_secs(8),

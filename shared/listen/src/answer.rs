@@ -29,6 +29,14 @@ pub fn text(status: StatusCode, line: impl Into<Bytes>) -> Answer {
     body(status, "text/plain; charset=utf-8", line)
 }
 
+/// A value as JSON.
+#[must_use]
+pub fn json(value: &impl serde::Serialize) -> Answer {
+    // Bodies are plain structs with text keys: there is nothing in them that JSON cannot carry.
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    body(StatusCode::OK, "application/json", text)
+}
+
 /// A problem (RFC 9457), with `Retry-After` in whole seconds, rounded up, where it has a time.
 #[must_use]
 pub fn problem(problem: &Problem) -> Answer {

@@ -1,9 +1,8 @@
 //! A node's process: the real decisions about teams, lease and authority.
 
 use std::collections::BTreeMap;
-use usher_node::authority::Authority;
-use usher_node::holdings::{Effect, Holdings, Tenure};
-use usher_node::lease::{Lease, Standing};
+use usher_node::holdings::{Effect, Tenure};
+use usher_node::mandate::{Mandate, Unheeded};
 use usher_shared::id::{Incarnation, NodeId, TeamId};
 use usher_shared::link::{
     Capacity, Descriptors, Health, Heartbeat, Hello, HoldState, Inventory, PROTOCOL, ToBroker, ToNode,
@@ -14,9 +13,7 @@ use usher_shared::quantity::{Epoch, Millicores, Timestamp, Weight};
 pub(super) struct Process {
     pub(super) id: NodeId,
     pub(super) incarnation: Incarnation,
-    holdings: Holdings,
-    pub(super) lease: Lease,
-    authority: Authority,
+    mandate: Mandate,
     /// The link it speaks on, once it dialled.
     pub(super) link: Option<u64>,
     welcomed: bool,
@@ -42,9 +39,7 @@ impl Process {
         Self {
             id,
             incarnation,
-            holdings: Holdings::default(),
-            lease: Lease::default(),
-            authority: Authority::default(),
+            mandate: Mandate::default(),
             link: None,
             welcomed: false,
             seq: 0,
@@ -71,8 +66,9 @@ impl Process {
                 teams: 1_000,
                 connections: 1_000,
             },
-            cluster: self.authority.cluster(),
-            highest_term: self.authority.highest_term(),
+            cluster: self.mandate.cluster(),
+            highest_term: self.mandate.highest_term(),
+            highest_grant: self.mandate.highest_grant().cloned(),
         })
     }
 
@@ -85,6 +81,7 @@ impl Process {
     pub(super) fn link_broke(&mut self) {
         self.link = None;
         self.welcomed = false;
+        self.mandate.link_ended();
     }
 
     pub(super) fn heartbeat(&mut self, now: Timestamp) -> Option<ToBroker> {
@@ -92,7 +89,7 @@ impl Process {
             return None;
         }
         self.seq += 1;
-        self.lease.sent(self.seq, now);
+        self.mandate.sent(self.seq, now);
         let connections = self.clients.values().map(Vec::len).sum::<usize>();
         Some(ToBroker::Heartbeat(Box::new(Heartbeat {
             seq: self.seq,
@@ -102,7 +99,7 @@ impl Process {
             cpu_average: Millicores::default(),
             memory_bytes: 0,
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
-            teams: u32::try_from(self.holdings.held()).unwrap_or(u32::MAX),
+            teams: u32::try_from(self.mandate.holdings.held()).unwrap_or(u32::MAX),
             fds: Descriptors {
                 used: 0,
                 limit: 10_000,
@@ -115,52 +112,30 @@ impl Process {
 
     pub(super) fn receive(&mut self, message: ToNode, now: Timestamp) -> Reaction {
         let mut reaction = Reaction::default();
-        let term = match &message {
-            ToNode::Assign(assign) => Some(assign.term),
-            ToNode::Activate(activate) => Some(activate.term),
-            ToNode::Drain(drain) => Some(drain.term),
-            ToNode::Revoke(revoke) => Some(revoke.term),
-            ToNode::HeartbeatAck { term, .. } => Some(*term),
-            _ => None,
-        };
-        if term.is_some_and(|term| self.authority.command(term).is_err()) {
-            return reaction;
-        }
         let effects = match message {
             ToNode::Welcome(welcome) => {
-                if self
-                    .authority
-                    .welcome(welcome.cluster, welcome.term, welcome.broker)
-                    .is_err()
-                {
+                let Ok(mut teams) = self.mandate.welcome(&welcome) else {
                     reaction.hang_up = true;
                     return reaction;
-                }
+                };
                 self.welcomed = true;
-                self.lease.begin_link(welcome.lease_ms);
-                let mut teams = self.holdings.inventory();
                 teams.sort_by(|one, other| one.team.cmp(&other.team));
                 reaction
                     .say
                     .push(ToBroker::Inventory(Inventory { teams, more: false }));
                 Vec::new()
             }
-            ToNode::HeartbeatAck { seq, .. } => {
-                self.lease.answered(seq);
-                Vec::new()
-            }
-            ToNode::Assign(assign) => self.holdings.assign(&assign, now),
-            ToNode::Activate(activate) => {
-                self.holdings.activate(&activate);
-                Vec::new()
-            }
-            ToNode::Drain(drain) => self.holdings.drain(&drain),
-            ToNode::Revoke(revoke) => self.holdings.revoke(&revoke),
             ToNode::Refused(_) => {
                 reaction.hang_up = true;
                 Vec::new()
             }
-            ToNode::Unknown => Vec::new(),
+            message => match self.mandate.obey(message, now) {
+                Ok(effects) => effects,
+                Err(why) => {
+                    reaction.hang_up = why == Unheeded::Lapsed;
+                    return reaction;
+                }
+            },
         };
         for effect in effects {
             match effect {
@@ -176,7 +151,7 @@ impl Process {
     fn close_team(&mut self, team: &TeamId, now: Timestamp, reaction: &mut Reaction) {
         for client in self.clients.remove(team).unwrap_or_default() {
             reaction.closed.push(client);
-            reaction.say.extend(self.holdings.closed(team, now).say);
+            reaction.say.extend(self.mandate.holdings.closed(team, now).say);
         }
     }
 
@@ -188,9 +163,9 @@ impl Process {
         client: usize,
         now: Timestamp,
     ) -> Option<bool> {
-        match self.holdings.tenure(team) {
+        match self.mandate.holdings.tenure(team) {
             Tenure::Held(held) if held == epoch => {
-                self.holdings.opened(team, now);
+                self.mandate.holdings.opened(team, now);
                 self.clients.entry(team.clone()).or_default().push(client);
                 Some(true)
             }
@@ -201,18 +176,15 @@ impl Process {
 
     /// Teams for which this process may have exclusive effects now.
     pub(super) fn exclusive(&self, now: Timestamp) -> Vec<(TeamId, Epoch)> {
-        if self.lease.standing(now) == Standing::Lapsed {
-            return Vec::new();
-        }
-        let held = self.holdings.inventory().into_iter();
-        held.filter(|held| held.state == HoldState::Owned)
-            .map(|held| (held.team, held.epoch))
+        let held = self.mandate.holdings.inventory().into_iter();
+        held.filter_map(|held| Some((self.mandate.may_act(&held.team, now)?, held.team)))
+            .map(|(epoch, team)| (team, epoch))
             .collect()
     }
 
     /// What it holds, by team.
     pub(super) fn held(&self) -> BTreeMap<TeamId, (Epoch, HoldState)> {
-        let held = self.holdings.inventory().into_iter();
+        let held = self.mandate.holdings.inventory().into_iter();
         held.map(|held| (held.team, (held.epoch, held.state))).collect()
     }
 }

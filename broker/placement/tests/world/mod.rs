@@ -74,6 +74,8 @@ pub struct FakeNode {
     /// Whether it sends heartbeats.
     pub beats: bool,
     pub acks: Vec<u64>,
+    /// What the broker confirmed, over all links.
+    pub confirmed: Vec<TeamEpoch>,
 }
 
 pub struct World {
@@ -199,6 +201,7 @@ impl World {
             },
             cluster: None,
             highest_term: Term::default(),
+            highest_grant: None,
         }
     }
 
@@ -229,6 +232,7 @@ impl World {
             releases: true,
             beats: true,
             acks: Vec::new(),
+            confirmed: Vec::new(),
         };
         self.nodes.insert(id.clone(), fake);
         self.connect(id.as_str());
@@ -496,6 +500,7 @@ impl World {
                 fake.hello.highest_term = fake.hello.highest_term.max(welcome.term);
             }
             ToNode::HeartbeatAck { seq, .. } => fake.acks.push(seq),
+            ToNode::Confirm(confirm) => fake.confirmed.extend(confirm.teams),
             ToNode::Assign(assign) => {
                 self.assigned.push(assign.clone());
                 assert!(grants().verify(&assign.team, &name, assign.epoch, &assign.grant));

@@ -6,24 +6,29 @@
 //! order. With nothing to write, everything passes at once.
 
 use std::collections::{HashMap, VecDeque};
-use usher_placement::{Command, LinkId, Record};
 use usher_shared::link::ToNode;
+use usher_shared::planted::{self, Bug};
 
-/// One thing to carry out.
-pub(crate) enum Effect {
+use crate::command::Command;
+use crate::event::LinkId;
+use crate::record::Record;
+
+/// One thing to carry out; `R` is how a request is answered.
+#[derive(Debug)]
+pub enum Effect<R> {
     /// A command of the core; never [`Command::Write`] or [`Command::Answer`], which the loop turns
     /// into a record of the open batch and into [`Effect::Reply`].
     Command(Box<Command>),
     /// Hands a request its answer.
-    Reply(Box<dyn FnOnce() + Send>),
+    Reply(R),
 }
 
 /// Numbers one batch, from 1.
 type BatchNumber = u64;
 
 /// What waits for the store. It knows neither the store nor a clock.
-#[derive(Default)]
-pub(crate) struct Pipeline {
+#[derive(Debug)]
+pub struct Pipeline<R> {
     /// Writes for the batch after `closed`.
     open: Vec<Record>,
     /// The newest batch that was handed to the store.
@@ -31,7 +36,7 @@ pub(crate) struct Pipeline {
     /// The newest batch that is durable: `closed`, or the one before while `closed` is in flight.
     durable: BatchNumber,
     /// In order, each with the batch that it waits for; the numbers never fall.
-    queued: VecDeque<(BatchNumber, Effect)>,
+    queued: VecDeque<(BatchNumber, Effect<R>)>,
     /// How many queued effects each link has, so that an acknowledgement overtakes none of its own.
     queued_by_link: HashMap<LinkId, usize>,
     pace: Pace,
@@ -39,7 +44,7 @@ pub(crate) struct Pipeline {
 
 /// Whether the store keeps up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Pace {
+pub enum Pace {
     /// It does.
     #[default]
     Steady,
@@ -48,14 +53,27 @@ pub(crate) enum Pace {
     Stalled,
 }
 
-impl Pipeline {
+impl<R> Default for Pipeline<R> {
+    fn default() -> Self {
+        Self {
+            open: Vec::new(),
+            closed: 0,
+            durable: 0,
+            queued: VecDeque::new(),
+            queued_by_link: HashMap::new(),
+            pace: Pace::default(),
+        }
+    }
+}
+
+impl<R> Pipeline<R> {
     /// Puts a write into the open batch.
-    pub(crate) fn write(&mut self, record: Record) {
+    pub fn write(&mut self, record: Record) {
         self.open.push(record);
     }
 
     /// Takes in an effect; what may be carried out now goes to `out`.
-    pub(crate) fn push(&mut self, effect: Effect, out: &mut Vec<Effect>) {
+    pub fn push(&mut self, effect: Effect<R>, out: &mut Vec<Effect<R>>) {
         let needed = if self.open.is_empty() {
             self.closed
         } else {
@@ -67,7 +85,7 @@ impl Pipeline {
             Effect::Reply(_) => true,
             Effect::Command(command) => command.waits_for_store() || self.held_by_its_link(command),
         };
-        if waits && needed > self.durable {
+        if waits && needed > self.durable && !planted::is(Bug::CommandsBeforeWrites) {
             if let Some(link) = link_of(&effect) {
                 *self.queued_by_link.entry(link).or_default() += 1;
             }
@@ -78,7 +96,7 @@ impl Pipeline {
     }
 
     /// The next batch for the store, unless one is there already.
-    pub(crate) fn next_batch(&mut self) -> Option<Vec<Record>> {
+    pub fn next_batch(&mut self) -> Option<Vec<Record>> {
         if self.in_flight() || self.open.is_empty() {
             return None;
         }
@@ -87,17 +105,17 @@ impl Pipeline {
     }
 
     /// Whether the store has a batch that is not durable yet.
-    pub(crate) fn in_flight(&self) -> bool {
+    pub fn in_flight(&self) -> bool {
         self.closed > self.durable
     }
 
     /// Whether nothing is left to write.
-    pub(crate) fn is_durable(&self) -> bool {
+    pub fn is_durable(&self) -> bool {
         !self.in_flight() && self.open.is_empty()
     }
 
     /// The batch in flight is durable: what waited for it goes to `out`.
-    pub(crate) fn committed(&mut self, out: &mut Vec<Effect>) {
+    pub fn committed(&mut self, out: &mut Vec<Effect<R>>) {
         self.durable = self.closed;
         while self
             .queued
@@ -113,7 +131,7 @@ impl Pipeline {
 
     /// Notes whether the store keeps up; when it begins to stall, queued acknowledgements that may
     /// go ahead go to `out`.
-    pub(crate) fn set_pace(&mut self, pace: Pace, out: &mut Vec<Effect>) {
+    pub fn set_pace(&mut self, pace: Pace, out: &mut Vec<Effect<R>>) {
         let began = pace == Pace::Stalled && self.pace == Pace::Steady;
         self.pace = pace;
         if !began {
@@ -158,7 +176,7 @@ impl Pipeline {
         }
     }
 
-    fn forget_link_of(&mut self, effect: &Effect) {
+    fn forget_link_of(&mut self, effect: &Effect<R>) {
         let Some(link) = link_of(effect) else { return };
         if let Some(count) = self.queued_by_link.get_mut(&link) {
             *count -= 1;
@@ -169,7 +187,7 @@ impl Pipeline {
     }
 }
 
-fn link_of(effect: &Effect) -> Option<LinkId> {
+fn link_of<R>(effect: &Effect<R>) -> Option<LinkId> {
     let Effect::Command(command) = effect else {
         return None;
     };
@@ -182,7 +200,7 @@ fn link_of(effect: &Effect) -> Option<LinkId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use usher_placement::Notice;
+    use crate::command::Notice;
     use usher_shared::link::{Activate, Revoke};
     use usher_shared::quantity::{Epoch, Term};
 
@@ -190,7 +208,7 @@ mod tests {
         Record::Term(Term::default())
     }
 
-    fn activate(link: u64, epoch: u64) -> Effect {
+    fn activate(link: u64, epoch: u64) -> Effect<()> {
         Effect::Command(Box::new(Command::Send {
             link: LinkId(link),
             message: Box::new(ToNode::Activate(Activate {
@@ -201,7 +219,7 @@ mod tests {
         }))
     }
 
-    fn revoke(link: u64) -> Effect {
+    fn revoke(link: u64) -> Effect<()> {
         Effect::Command(Box::new(Command::Send {
             link: LinkId(link),
             message: Box::new(ToNode::Revoke(Revoke {
@@ -212,7 +230,7 @@ mod tests {
         }))
     }
 
-    fn ack(link: u64) -> Effect {
+    fn ack(link: u64) -> Effect<()> {
         Effect::Command(Box::new(Command::Send {
             link: LinkId(link),
             message: Box::new(ToNode::HeartbeatAck {
@@ -222,7 +240,7 @@ mod tests {
         }))
     }
 
-    fn names(out: &mut Vec<Effect>) -> Vec<String> {
+    fn names(out: &mut Vec<Effect<()>>) -> Vec<String> {
         let name = |effect| match effect {
             Effect::Reply(_) => "reply".to_owned(),
             Effect::Command(command) => match *command {
@@ -241,7 +259,7 @@ mod tests {
     fn with_nothing_to_write_everything_passes_at_once() {
         let (mut pipeline, mut out) = (Pipeline::default(), Vec::new());
         pipeline.push(activate(1, 1), &mut out);
-        pipeline.push(Effect::Reply(Box::new(|| ())), &mut out);
+        pipeline.push(Effect::Reply(()), &mut out);
         assert_eq!(names(&mut out), ["activate 1 on 1", "reply"]);
         assert!(pipeline.next_batch().is_none() && pipeline.is_durable());
     }
@@ -325,7 +343,7 @@ mod tests {
         pipeline.next_batch().unwrap();
         pipeline.set_pace(Pace::Stalled, &mut out);
         pipeline.push(activate(2, 2), &mut out);
-        pipeline.push(Effect::Reply(Box::new(|| ())), &mut out);
+        pipeline.push(Effect::Reply(()), &mut out);
         assert!(names(&mut out).is_empty());
         assert!(!pipeline.is_durable());
     }

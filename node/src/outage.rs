@@ -1,0 +1,131 @@
+//! Carries out what the end of the lease asks for: asks peers, closes connections.
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http::header::HOST;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use usher_shared::clock::boottime;
+use usher_shared::frame::CloseCode;
+use usher_shared::id::ClusterId;
+use usher_shared::link::{EndedBy, HEARS_BROKER_PATH, HearsBroker, Peer};
+
+use crate::ask::send;
+use crate::floor::{Floor, jitter};
+use crate::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
+use crate::outbox::Goodbye;
+
+/// How often the lease is looked at: a fifth of what fencing may take.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A peer's answer is a few bytes.
+const MAX_ANSWER_BYTES: usize = 1_024;
+/// A client that is closed one by one comes back within this time: the pace was the node's.
+const RETRY_MS: u64 = 1_000;
+
+/// Looks at the lease for as long as the node lives.
+pub(crate) async fn watch(floor: Arc<Floor>) {
+    let mut every = interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let step = {
+            let mut state = floor.state.lock();
+            let connections = state.connections;
+            let step = state.mandate.step(connections, boottime());
+            floor
+                .figures
+                .cut_off
+                .set(u8::from(state.mandate.lapse().is_cut_off()));
+            step
+        };
+        match step {
+            Step::Nothing => {}
+            Step::AskPeers => {
+                let hears = ask_peers(&floor).await;
+                floor
+                    .state
+                    .lock()
+                    .mandate
+                    .lapse()
+                    .peers_answered(hears, boottime());
+            }
+            Step::Close(many) => close(&floor, many, RETRY_MS, "cut_off"),
+            Step::CloseAll => {
+                let connections = u64::from(floor.state.lock().connections);
+                close(
+                    &floor,
+                    u32::MAX,
+                    RETRY_MS + connections * 1_000 / CLOSES_PER_S,
+                    "fenced",
+                );
+                tracing::error!(
+                    connections,
+                    "the lease is over: every connection was closed, as this pool fences"
+                );
+            }
+        }
+        // After the closing: what was owed is done.
+        floor.fence_by(&floor.state.lock());
+    }
+}
+
+fn close(floor: &Floor, many: u32, retry_ms: u64, why: &'static str) {
+    let open = floor.everybody().into_iter().filter(|member| member.is_open());
+    for member in open.take(usize::try_from(many).unwrap_or(usize::MAX)) {
+        let goodbye = Goodbye::retry(CloseCode::Restart, why, jitter(retry_ms));
+        member.close(goodbye, floor.clock.now(), EndedBy::Deadline);
+    }
+}
+
+/// Whether any of the peers of the last welcome hears a broker of this node's cluster.
+async fn ask_peers(floor: &Floor) -> Hears {
+    let broker = floor.state.lock().broker.clone();
+    let Some(broker) = broker else { return Hears::No };
+    let asked = broker.peers.iter().map(|peer| ask(peer, broker.cluster));
+    let mut answers: FuturesUnordered<_> = asked.collect();
+    let any = async {
+        while let Some(hears) = answers.next().await {
+            if hears {
+                return Hears::Yes;
+            }
+        }
+        Hears::No
+    };
+    let hears = timeout(Duration::from_millis(ANSWER_WITHIN_MS), any)
+        .await
+        .unwrap_or(Hears::No);
+    let peers = broker.peers.len();
+    match hears {
+        Hears::Yes => tracing::warn!(
+            peers,
+            "the lease is over and a peer hears the broker: this node may be cut off"
+        ),
+        Hears::No => tracing::info!(
+            peers,
+            "the lease is over and no peer hears the broker: connections are kept"
+        ),
+    }
+    hears
+}
+
+async fn ask(peer: &Peer, cluster: ClusterId) -> bool {
+    let request = Request::get(format!("{HEARS_BROKER_PATH}?cluster={cluster}"))
+        .header(HOST, &peer.probe)
+        .body(Full::new(Bytes::new()));
+    let Ok(request) = request else { return false };
+    let answer = send(&peer.probe, request, async |answer| {
+        if answer.status() != StatusCode::OK {
+            return None;
+        }
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+            .collect()
+            .await
+            .ok()?;
+        serde_json::from_slice::<HearsBroker>(&body.to_bytes()).ok()
+    });
+    matches!(answer.await, Ok(Some(HearsBroker { hears: true })))
+}

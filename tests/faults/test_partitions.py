@@ -1,0 +1,231 @@
+"""Machines that cannot hear each other, or hear each other badly."""
+
+import pytest
+from fleet.crowd import owners, wait_for_connections
+from harness.ask import ask
+from harness.patience import eventually_now, throughout
+from watch import LAPSES_AFTER_S, LEASE_S, LeaseWatch, OwnerWatch, held, node_metric, now, wait_until_held
+
+TEAMS = 30
+CONNECTIONS = 60
+# A silent node's teams have a new owner within this after the broker last heard it.
+MOVED_WITHIN_S = LEASE_S + 2
+# After half a lease without a word a node gives its link up.
+GIVES_UP_AFTER_S = LEASE_S / 2
+LEASE_REMAINING = "usher_lease_remaining_seconds"
+
+
+def crowd(fleet, load, *arguments):
+    clients = load(fleet, CONNECTIONS, TEAMS, "crowd-", *arguments)
+    wait_for_connections(fleet, CONNECTIONS)
+    before = owners(fleet)
+    assert {node for node, _ in before.values()} == set(fleet.nodes), before
+    return clients, before
+
+
+def others_than(fleet, *nodes):
+    return [node for node in fleet.nodes if node not in nodes]
+
+
+def back_to_normal(fleet):
+    return fleet.is_up() and fleet.view("/v1/status")["state"] == "ready"
+
+
+def both_ways(network):
+    network.cut_both_ways("node-1", "broker")
+
+
+def from_the_node(network):
+    network.cut("node-1", "broker")
+
+
+def to_the_node(network):
+    network.cut("broker", "node-1")
+
+
+@pytest.mark.parametrize(
+    ("cut", "heard_on_for_s"),
+    # A node that hears nothing goes on to be heard until it gives its link up.
+    [(both_ways, 0.0), (from_the_node, 0.0), (to_the_node, GIVES_UP_AFTER_S)],
+    ids=["both ways", "from the node", "to the node"],
+)
+def test_no_team_of_a_node_that_is_cut_off_in_silence_has_a_new_owner_before_its_lease_is_over(
+    scatter, load, fault, cut, heard_on_for_s
+):
+    fleet = scatter(3)
+    clients, before = crowd(fleet, load)
+    hit = {team for team, (node, _) in before.items() if node == "node-1"}
+    with LeaseWatch(fleet, "node-1") as lease, OwnerWatch(fleet, "node-1") as owner:
+        began = now()
+        cut(fleet.network)
+        moved = owner.moved()
+        earliest, latest = lease.over()
+    assert moved >= earliest, f"a new owner {earliest - moved:.3f} s before the lease was over"
+    assert moved - began <= heard_on_for_s + MOVED_WITHIN_S, f"{moved - began:.3f} s"
+    # It was answered within a heartbeat before the cut.
+    assert LAPSES_AFTER_S - 1.5 <= latest - began <= LAPSES_AFTER_S + 0.5, f"{latest - began:.3f} s"
+    after = owners(fleet)
+    assert {team for team in before if after[team] != before[team]} == hit
+    fleet.network.heal()
+    eventually_now("the node is back", lambda: back_to_normal(fleet))
+    assert owners(fleet) == after, "an owner changed when it came back"
+    wait_until_held(fleet, CONNECTIONS, others_than(fleet, "node-1"))
+    report = clients.report()
+    assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
+    fault(
+        f"a new owner after the old one's lease, within {heard_on_for_s + MOVED_WITHIN_S:.0f} s of the cut",
+        f"lease over {latest - began:.2f} s after the cut, new owners of {len(hit)} teams after {moved - began:.2f} s:"
+        f" {moved - latest:.2f} s apart",
+    )
+
+
+def test_a_node_that_only_its_clients_cannot_reach_closes_them_and_keeps_its_teams(scatter, load, fault):
+    ping_s = 2
+    fleet = scatter(3, "--ping", f"{ping_s}s")
+    clients, before = crowd(fleet, load, "--hold")
+    here = held(fleet, "node-1")
+    assert here > 0
+    began = now()
+    fleet.network.cut_both_ways("node-1", "clients")
+    eventually_now("the node has closed what does not answer", lambda: held(fleet, "node-1") == 0)
+    took_s = now() - began
+    assert node_metric(fleet, "node-1", 'usher_closes_total{code="silent"}') == here
+    assert owners(fleet) == before and fleet.all_ready()
+    # The broker sees nothing wrong with the node, so it goes on to name it.
+    throughout(LEASE_S, "every team has its owner", lambda: owners(fleet) == before)
+    fleet.network.heal()
+    eventually_now("every client is back", lambda: sum(held(fleet, node) for node in fleet.nodes) == CONNECTIONS, within=60)
+    assert owners(fleet) == before
+    report = clients.report()
+    assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
+    fault(
+        "two missed pings close them; owners stay; they come back to it when it can be reached",
+        f"{here} connections closed as silent after {took_s:.1f} s with pings every {ping_s} s; no owner changed; all back",
+    )
+
+
+def test_a_firewall_that_refuses_everything_moves_teams_at_once_though_the_node_lives(scatter, load, fault):
+    fleet = scatter(3)
+    clients, before = crowd(fleet, load)
+    hit = {team for team, (node, _) in before.items() if node == "node-1"}
+    with LeaseWatch(fleet, "node-1") as lease, OwnerWatch(fleet, "node-1") as owner:
+        began = now()
+        fleet.network.refuse("broker", "node-1")
+        moved = owner.moved()
+        # Clients still reach it, and it has its lease: what is exclusive must wait for the end of that.
+        remaining = node_metric(fleet, "node-1", LEASE_REMAINING)
+        _, over = lease.over()
+    # The broker learns of it with its answer to the next heartbeat, and tries the address for 300 ms.
+    assert moved - began < LAPSES_AFTER_S - 1.5 and remaining > 0, (moved - began, remaining)
+    assert "its address refuses connections" in fleet.processes["broker"].text(), fleet.processes["broker"].text()
+    fleet.network.heal()
+    eventually_now("the node is back", lambda: back_to_normal(fleet))
+    wait_until_held(fleet, CONNECTIONS, others_than(fleet, "node-1"))
+    assert set(hit) == {team for team, now_owned in owners(fleet).items() if now_owned != before[team]}
+    report = clients.report()
+    assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
+    fault(
+        "a hint: teams move before the lease is over; what is exclusive waits (no state of it is shown by REST)",
+        f"{len(hit)} teams moved {moved - began:.2f} s after the reset, with {remaining:.2f} s of the lease left,"
+        f" which was over after {over - began:.2f} s",
+    )
+
+
+def test_when_two_of_three_nodes_are_killed_every_team_is_on_the_third_within_seconds(scatter, load, fault):
+    fleet = scatter(3)
+    clients, before = crowd(fleet, load)
+    for number in range(9):
+        assert fleet.rest("PUT", f"/v1/teams/idle-{number}", {}).status == 201
+    killed = ("node-1", "node-2")
+    began = now()
+    for node in killed:
+        fleet.processes[node].kill()
+    eventually_now(
+        "every team with clients is on the third node",
+        lambda: all(node == "node-3" for team, (node, _) in owners(fleet).items() if team in before),
+    )
+    crowd_s = now() - began
+    wait_until_held(fleet, CONNECTIONS, ["node-3"])
+    back_s = now() - began
+    state = fleet.view("/v1/status")["state"]
+    report = clients.report()
+    assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
+    idle = f"{crowd_s:.2f} s (clients knocked, or the hint was enough); clients all back after {back_s:.2f} s"
+    idle_left = [team for team, (node, _) in owners(fleet).items() if node in killed]
+    fault(
+        "every team that has clients on the third node within seconds",
+        f"{idle}; broker then {state}, {len(idle_left)} of 9 teams without clients still with the dead nodes",
+    )
+    assert not idle_left or state == "self_preservation", (state, idle_left)
+    if idle_left:
+        assert fleet.rest("POST", "/v1/self-preservation/release").status == 204
+    eventually_now("every team is on the third", lambda: {node for node, _ in owners(fleet).values()} == {"node-3"})
+
+
+def test_half_of_a_pool_that_falls_silent_keeps_its_teams_until_their_clients_knock(scatter, load, fault):
+    fleet = scatter(4)
+    clients, before = crowd(fleet, load)
+    silent = ("node-1", "node-2")
+    began = now()
+    for node in silent:
+        fleet.network.cut_both_ways(node, "broker")
+    eventually_now(
+        "the broker says that it is in self-preservation",
+        lambda: fleet.view("/v1/status")["state"] == "self_preservation",
+    )
+    noticed_s = now() - began
+    held_s = 2 * LEASE_S
+    throughout(held_s, "every team has its owner", lambda: owners(fleet) == before)
+    # Who comes from there in vain shows its ticket, and is helped.
+    team = next(team for team, (node, _) in before.items() if node == "node-1")
+    with fleet.among_clients():
+        ticket = ticket_for(fleet, team)
+        knocked = ask(fleet.clients, f"/connect/{team}?ticket={ticket}", headers={"Accept": "application/json"})
+        assert knocked.status == 200 and knocked.json["node"] not in silent, knocked
+        assert knocked.json["epoch"] > before[team][1], knocked
+    moved = {name for name, owned in owners(fleet).items() if owned != before[name]}
+    assert moved == {team}, moved
+    fleet.network.heal()
+    eventually_now("all are back", lambda: back_to_normal(fleet))
+    wait_until_held(fleet, CONNECTIONS, fleet.nodes)
+    after = owners(fleet)
+    moved = {name for name in before if after[name] != before[name]}
+    assert moved == {team}, (moved, fleet.processes["broker"].text())
+    report = clients.report()
+    assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
+    lost = sum(interruption["lost"] for interruption in report["interruptions"])
+    assert lost <= CONNECTIONS // TEAMS, report
+    fault(
+        "self-preservation: nothing moves but a team whose client knocks; no reconnects on healing",
+        f"noticed after {noticed_s:.1f} s, held for {held_s:.0f} s; 1 team moved by a knock;"
+        f" {lost} of {CONNECTIONS} connections interrupted, all of that team",
+    )
+
+
+def ticket_for(fleet, team):
+    url = ask(fleet.clients, f"/connect/{team}", headers={"Accept": "application/json"}).json["url"]
+    return url.partition("ticket=")[2]
+
+
+@pytest.mark.parametrize("for_s", [60.0, pytest.param(600.0, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_a_long_and_bad_line_is_no_death(scatter, fault, for_s):
+    delay_s, loss = 0.2, 0.05
+    fleet = scatter(3, slow={"node-1": (delay_s, loss)})
+    (line,) = fleet.network.lines
+    for number in range(30):
+        assert fleet.rest("PUT", f"/v1/teams/t{number}", {}).status == 201
+    before = owners(fleet)
+    remaining = [eventually_now("it has a lease", lambda: node_metric(fleet, "node-1", LEASE_REMAINING))]
+
+    def lives():
+        remaining.append(node_metric(fleet, "node-1", LEASE_REMAINING))
+        return owners(fleet) == before and remaining[-1] > 0
+
+    throughout(for_s, "the lease runs, and every team has its owner", lives)
+    assert "is dead" not in fleet.processes["broker"].text()
+    fell_silent = fleet.processes["broker"].text().count("node fell silent")
+    fault(
+        "no false death",
+        f"{for_s:.0f} s with {delay_s * 1000:.0f} ms each way and {loss:.0%} loss ({line.lost} of {line.lost + line.passed}"
+        f" packets): shortest lease left {min(remaining):.2f} s, seen as silent {fell_silent} times, no death",
+    )
