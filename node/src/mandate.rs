@@ -232,3 +232,230 @@ fn term_of(message: &ToNode) -> Option<Term> {
         ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usher_shared::id::BrokerId;
+    use usher_shared::link::{Activate, Assign, Confirm, HoldState, Revoke, TeamEpoch, TeamSpec};
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn epoch(number: u64) -> Epoch {
+        Epoch::new(number).unwrap()
+    }
+
+    fn term(number: u64) -> Term {
+        Term::new(number).unwrap()
+    }
+
+    fn team() -> TeamId {
+        "T1".parse().unwrap()
+    }
+
+    fn welcome() -> Welcome {
+        Welcome {
+            cluster: ClusterId::from_bits(1),
+            broker: BrokerId::from_bits(1),
+            term: term(1),
+            lease_ms: 6_000,
+            heartbeat_ms: 1_000,
+            forget_ms: 1,
+            ticket_keys: Vec::new(),
+            public_url: String::new(),
+            peers: Vec::new(),
+        }
+    }
+
+    fn assign(number: u64, state: HoldState) -> ToNode {
+        ToNode::Assign(Assign {
+            team: team(),
+            held_epoch: None,
+            epoch: epoch(number),
+            grant: format!("grant-{number}"),
+            state,
+            term: term(1),
+            spec: TeamSpec::default(),
+        })
+    }
+
+    fn confirm(number: u64) -> ToNode {
+        ToNode::Confirm(Confirm {
+            teams: vec![TeamEpoch {
+                team: team(),
+                epoch: epoch(number),
+            }],
+            term: term(1),
+        })
+    }
+
+    fn acknowledge(mandate: &mut Mandate, seq: u64, now: u64) -> Result<Vec<Effect>, Unheeded> {
+        mandate.sent(seq, at(now));
+        let term = term(1);
+        mandate.obey(ToNode::HeartbeatAck { seq, term }, at(now))
+    }
+
+    /// A mandate with T1 in full under epoch 5, acknowledged at 0.
+    fn acting() -> Mandate {
+        let mut mandate = Mandate::default();
+        assert_eq!(mandate.welcome(&welcome()), Ok(Vec::new()));
+        mandate.obey(assign(5, HoldState::Owned), at(0)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(0)), None, "no lease yet");
+        acknowledge(&mut mandate, 1, 0).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(0)), Some(epoch(5)));
+        mandate
+    }
+
+    #[test]
+    fn effects_end_with_the_lease_whatever_else_goes_on() {
+        let mandate = acting();
+        assert_eq!(mandate.may_act(&team(), at(5_439)), Some(epoch(5)));
+        assert_eq!(mandate.may_act(&team(), at(5_440)), None);
+        assert_eq!((mandate.acting(at(5_439)), mandate.acting(at(5_440))), (1, 0));
+        assert_eq!(mandate.remaining_ms(at(5_000)), 440);
+    }
+
+    #[test]
+    fn after_a_lapse_effects_go_on_only_for_what_the_new_link_named() {
+        let mut mandate = acting();
+        mandate.link_ended();
+        assert_eq!(mandate.welcome(&welcome()).unwrap().len(), 1);
+        acknowledge(&mut mandate, 1, 10_000).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10_000)), None, "not named yet");
+        mandate.obey(confirm(4), at(10_000)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10_000)), None, "another epoch");
+        mandate.obey(confirm(5), at(10_000)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10_000)), Some(epoch(5)));
+    }
+
+    #[test]
+    fn a_short_blip_of_the_link_does_not_stop_effects_and_the_next_acknowledgement_asks_for_the_name() {
+        let mut mandate = acting();
+        mandate.link_ended();
+        assert_eq!(mandate.may_act(&team(), at(1_000)), Some(epoch(5)));
+        mandate.welcome(&welcome()).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(1_000)), Some(epoch(5)));
+        acknowledge(&mut mandate, 1, 1_000).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(1_000)), None);
+        mandate.obey(assign(5, HoldState::Owned), at(1_000)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(1_000)), Some(epoch(5)));
+    }
+
+    #[test]
+    fn a_lapse_on_a_live_link_asks_for_a_new_one() {
+        let mut mandate = acting();
+        mandate.sent(2, at(5_000));
+        let term = term(1);
+        let late = mandate.obey(ToNode::HeartbeatAck { seq: 2, term }, at(6_000));
+        assert_eq!(late, Err(Unheeded::Lapsed));
+        assert_eq!(mandate.may_act(&team(), at(6_000)), None);
+    }
+
+    #[test]
+    fn a_prepared_team_acts_once_it_is_activated_under_its_epoch() {
+        let mut mandate = acting();
+        mandate.obey(assign(7, HoldState::Prepared), at(10)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10)), None);
+        let activate = |number| {
+            ToNode::Activate(Activate {
+                team: team(),
+                epoch: epoch(number),
+                term: term(1),
+            })
+        };
+        mandate.obey(activate(5), at(10)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10)), None);
+        mandate.obey(activate(7), at(10)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(10)), Some(epoch(7)));
+        assert_eq!(mandate.highest_grant().map(|grant| grant.epoch), Some(epoch(7)));
+    }
+
+    #[test]
+    fn a_late_assignment_brings_nothing_back_that_was_taken_on_this_link() {
+        let mut mandate = acting();
+        let revoke = ToNode::Revoke(Revoke {
+            team: team(),
+            epoch: epoch(6),
+            term: term(1),
+        });
+        mandate.obey(revoke, at(10)).unwrap();
+        for number in [5, 6] {
+            assert_eq!(
+                mandate.obey(assign(number, HoldState::Owned), at(20)),
+                Ok(Vec::new())
+            );
+        }
+        assert_eq!(mandate.may_act(&team(), at(20)), None);
+        mandate.obey(assign(7, HoldState::Owned), at(30)).unwrap();
+        assert_eq!(mandate.may_act(&team(), at(30)), Some(epoch(7)));
+    }
+
+    #[test]
+    fn an_old_term_and_a_message_out_of_place_are_not_obeyed() {
+        let mut mandate = acting();
+        mandate.link_ended();
+        let newer = Welcome {
+            term: term(2),
+            ..welcome()
+        };
+        mandate.welcome(&newer).unwrap();
+        let old = mandate.obey(assign(9, HoldState::Owned), at(0));
+        assert!(
+            matches!(old, Err(Unheeded::OldTerm(Disobey::Term { .. }))),
+            "{old:?}"
+        );
+        assert_eq!(mandate.highest_term(), term(2));
+        let late = mandate.obey(ToNode::Welcome(Box::new(welcome())), at(0));
+        assert_eq!(late, Err(Unheeded::Unknown));
+        let mut many = Confirm {
+            teams: Vec::new(),
+            term: term(2),
+        };
+        many.teams = vec![
+            TeamEpoch {
+                team: team(),
+                epoch: epoch(5)
+            };
+            MAX_LIST + 1
+        ];
+        assert_eq!(mandate.obey(ToNode::Confirm(many), at(0)), Err(Unheeded::Unknown));
+    }
+
+    #[test]
+    fn a_broker_whose_lease_leaves_no_time_to_stop_is_not_followed() {
+        let short = Welcome {
+            lease_ms: 2_000,
+            ..welcome()
+        };
+        let mut mandate = Mandate::default();
+        assert!(matches!(mandate.welcome(&short), Err(Disobey::Lease(_))));
+        assert_eq!((mandate.cluster(), mandate.link()), (None, Link::Down));
+    }
+
+    #[test]
+    fn clients_and_peers_are_told_how_it_is() {
+        let cluster = ClusterId::from_bits(1);
+        let mut mandate = acting();
+        assert_eq!(mandate.contact(at(0)), Contact::Connected);
+        assert!(mandate.hears(cluster, at(0)) && !mandate.hears(ClusterId::from_bits(2), at(0)));
+        assert!(!mandate.hears(cluster, at(5_440)));
+        assert_eq!(mandate.contact(at(5_440)), Contact::Lost);
+        mandate.link_ended();
+        assert_eq!(mandate.contact(at(0)), Contact::Lost);
+        assert!(!mandate.hears(cluster, at(0)));
+        assert_eq!(mandate.step(3, at(0)), Step::Nothing);
+        assert_eq!(mandate.step(3, at(5_440)), Step::AskPeers);
+        assert_eq!(mandate.fence_by(), None);
+
+        let mut fences = Mandate::new(OnLapse::Fence);
+        assert_eq!(fences.step(3, at(0)), Step::Nothing, "it never had a lease");
+        fences.welcome(&welcome()).unwrap();
+        acknowledge(&mut fences, 1, 0).unwrap();
+        assert_eq!(fences.fence_by(), Some(at(5_940)));
+        assert_eq!(fences.contact(at(5_440)), Contact::Fenced);
+        assert_eq!(fences.step(3, at(5_440)), Step::CloseAll);
+        assert_eq!(fences.fence_by(), None);
+    }
+}

@@ -135,7 +135,9 @@ class Fleet(Pool):
     def start_node(self, name, *arguments, **how):
         """Starts a node under its small parent."""
         node = self.nodes[name]
-        flags = ["--listen", at(node.address), "--admin", at(node.admin), "--broker", f"ws://{at(self.node_link)}"]
+        flags = ["--listen", at(node.address), "--admin", at(node.admin)]
+        if "--broker" not in arguments:
+            flags += ["--broker", f"ws://{at(self.node_link)}"]
         command = ["node", "--name", name, *flags, *arguments]
         self.processes[name] = Process(self.folder, name, *command, **how)
 

@@ -110,6 +110,8 @@ class Network:
         """Members in `slow` are behind a [`Line`], as `{name: (delay in seconds, share that is lost)}`."""
         self.router = Namespace()
         self.members = {}
+        # Between which two members, and what holds there.
+        self._broken = []
         self.lines = []
         with self.router.inside():
             Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -140,35 +142,35 @@ class Network:
 
     def cut(self, source, target):
         """What one member sends to the other disappears, without a word."""
-        self._rule(f"ip saddr {self.host(source)} ip daddr {self.host(target)} drop")
+        self._break(source, target, [f"{self._way(source, target)} drop"])
 
     def cut_both_ways(self, one, other):
-        # In one step, or the two ends would not lose each other at one time.
-        self._rules(
-            f"ip saddr {a} ip daddr {b} drop" for a, b in self._ways(one, other)
-        )
+        # In one step, or the two would not lose each other at one time.
+        self._break(one, other, [f"{self._way(one, other)} drop", f"{self._way(other, one)} drop"])
 
     def refuse(self, one, other):
         """A firewall that wants to be helpful: whatever `one` sends to the other is answered with a reset, and so is
         what the other begins. (What the other sends on an old connection passes, or `one` would never send again.)"""
-        first = "tcp flags & (syn | ack) == syn"
-        self._rules(
-            f"ip saddr {a} ip daddr {b} {what} reject with tcp reset"
-            for (a, b), what in zip(self._ways(one, other), ("meta l4proto tcp", first), strict=True)
-        )
+        everything, first = "meta l4proto tcp", "tcp flags & (syn | ack) == syn"
+        ways = [f"{self._way(one, other)} {everything}", f"{self._way(other, one)} {first}"]
+        self._break(one, other, [f"{way} reject with tcp reset" for way in ways])
 
-    def _ways(self, one, other):
-        return [(self.host(one), self.host(other)), (self.host(other), self.host(one))]
+    def heal(self, *between):
+        """Everything passes again: between the two members that are named, or everywhere."""
+        self._broken = [(pair, rules) for pair, rules in self._broken if between and pair != frozenset(between)]
+        self._apply()
 
-    def heal(self):
-        """Everything passes again."""
-        self.router.run("nft", "flush", "chain", "ip", "faults", "between")
+    def _way(self, source, target):
+        return f"ip saddr {self.host(source)} ip daddr {self.host(target)}"
 
-    def _rule(self, rule):
-        self._rules([rule])
+    def _break(self, one, other, rules):
+        self._broken.append((frozenset((one, other)), rules))
+        self._apply()
 
-    def _rules(self, rules):
-        self.router.run("nft", "-f", "-", said="".join(f"add rule ip faults between {rule}\n" for rule in rules))
+    def _apply(self):
+        # One transaction: no packet meets half of it.
+        rules = [f"add rule ip faults between {rule}" for _, rules in self._broken for rule in rules]
+        self.router.run("nft", "-f", "-", said="\n".join(["flush chain ip faults between", *rules, ""]))
 
     def close(self):
         for line in self.lines:

@@ -5,7 +5,7 @@
 //! that was, until every lease of the earlier run is over.
 
 use usher_shared::id::{NodeId, TeamId};
-use usher_shared::link::{Activate, HoldState, TeamEpoch, ToNode};
+use usher_shared::link::{Activate, Held, HoldState, TeamEpoch, ToNode};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
@@ -19,7 +19,7 @@ impl Core {
             return Activation::Owned;
         }
         match self.deleted.remove(id) {
-            Some(waits_for) => waits_for,
+            Some(deleted) => deleted.waits_for,
             // An earlier run may have deleted a team of that name.
             None if now < self.restart_fence => Activation::At(self.restart_fence),
             None => Activation::Owned,
@@ -114,8 +114,14 @@ impl Core {
             }
             _ => false,
         };
-        if self.deleted.get(&held.team).is_some_and(awaited) {
-            self.deleted.remove(&held.team);
+        if let Some(deleted) = self.deleted.get_mut(&held.team) {
+            if awaited(&deleted.waits_for) {
+                deleted.waits_for = Activation::Owned;
+            }
+            let was_last = deleted.last.as_ref().is_none_or(|last| last.node == *id);
+            if was_last && deleted.waits_for == Activation::Owned {
+                self.deleted.remove(&held.team);
+            }
         }
         if self
             .teams
@@ -163,14 +169,30 @@ impl Core {
         }
     }
 
-    /// Forgets deleted teams whose last owner can have no effects any more.
+    /// Whether a team that this node shows was deleted, so that its word is no news.
+    pub(crate) fn was_deleted(&self, held: &Held) -> bool {
+        let deleted = self.deleted.get(&held.team);
+        deleted.is_some_and(|deleted| held.epoch <= deleted.epoch)
+    }
+
+    /// Forgets deleted teams whose last owner can neither have effects nor come back.
     pub(crate) fn forget_deleted(&mut self, now: Timestamp) {
         let mut deleted = std::mem::take(&mut self.deleted);
-        deleted.retain(|_, waits_for| match waits_for {
-            Activation::Owned => false,
-            Activation::At(at) => *at > now,
-            Activation::After { before, .. } => !self.is_fenced(&before.node, before.incarnation, now),
+        deleted.retain(|_, deleted| {
+            let waits = match &deleted.waits_for {
+                Activation::Owned => false,
+                Activation::At(at) => *at > now,
+                Activation::After { before, .. } => !self.is_fenced(&before.node, before.incarnation, now),
+            };
+            waits || deleted.last.as_ref().is_some_and(|last| self.may_come_back(last))
         });
         self.deleted = deleted;
+    }
+
+    /// Whether a process may say hello again: it is known, and not proven dead.
+    fn may_come_back(&self, process: &Owner) -> bool {
+        self.nodes
+            .get(&process.node)
+            .is_some_and(|node| node.incarnation() == process.incarnation && !node.is_proven_dead())
     }
 }

@@ -17,7 +17,7 @@ use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
 use crate::settings::Settings;
-use crate::team::{Activation, Owner, Team};
+use crate::team::{Deleted, Owner, Team};
 
 /// How often the mean is taken anew and the index is rebuilt.
 const TICK_MS: u64 = 1_000;
@@ -40,8 +40,6 @@ pub struct Core {
     pub(crate) started: Timestamp,
     pub(crate) wall_at_start: u64,
     pub(crate) epochs: Epochs,
-    /// Whether a node has shown that the store this run started from is older than what was granted.
-    pub(crate) store_regressed: bool,
     /// By name: a name has one process at a time.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Which node speaks on a link. A link that is not here may say hello and nothing else.
@@ -53,9 +51,9 @@ pub struct Core {
     pub(crate) activating: BTreeMap<(NodeId, Incarnation), BTreeSet<TeamId>>,
     /// Teams whose owner waits for a moment.
     pub(crate) activating_at: BTreeSet<(Timestamp, TeamId)>,
-    /// Teams that were deleted while their last owner may still have had effects, and what a team of that
-    /// name waits for if it is made anew.
-    pub(crate) deleted: BTreeMap<TeamId, Activation>,
+    /// Teams that were deleted, until their last owner has said that it stopped or is gone: its word that it
+    /// holds such a team is no news.
+    pub(crate) deleted: BTreeMap<TeamId, Deleted>,
     /// When every lease that an earlier run of the broker granted is over.
     pub(crate) restart_fence: Timestamp,
     /// When a move is given up, by team. Entries of moves that ended meanwhile are skipped.
@@ -111,7 +109,6 @@ impl Core {
             started: now,
             wall_at_start: wall_ms,
             epochs: Epochs::after(snapshot.epochs_reserved),
-            store_regressed: false,
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             teams: BTreeMap::new(),

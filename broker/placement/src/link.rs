@@ -159,7 +159,6 @@ impl Core {
     fn meet_higher_term(&mut self, hello: &Hello) {
         if hello.cluster == Some(self.cluster) && hello.highest_term > self.term {
             self.term = hello.highest_term.next();
-            self.store_regressed = true;
             self.write(Record::Term(self.term));
             let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
             self.notice(Notice::StoreRegressed { detail });
@@ -176,7 +175,6 @@ impl Core {
             .verify(&granted.team, &hello.node, granted.epoch, &granted.grant);
         if genuine && !self.epochs.covers(granted.epoch) {
             self.raise_epochs(granted.epoch);
-            self.store_regressed = true;
             let detail = format!("node {} was granted epoch {}", hello.node, granted.epoch);
             self.notice(Notice::StoreRegressed { detail });
         }

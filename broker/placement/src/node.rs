@@ -248,6 +248,11 @@ impl Node {
         matches!(self.seen, Seen::Dead { .. })
     }
 
+    pub(crate) fn is_proven_dead(&self) -> bool {
+        let proven = Proof::Proven;
+        matches!(&self.seen, Seen::Dead { proof, .. } if *proof == proven)
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         matches!(self.intent, Intent::Draining(_))
     }

@@ -17,6 +17,17 @@ use crate::core::Core;
 use crate::operation::Operation;
 use crate::team::{Activation, Move, Owner, Team};
 
+/// What one entry of an inventory turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// The node holds what it should of that team.
+    Rightly,
+    /// It does too, and the store did not know.
+    News,
+    /// It should hold something else, or nothing.
+    NotItsOwn,
+}
+
 /// Whether the new owner is to report the connections that come in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrivals {
@@ -30,12 +41,17 @@ impl Core {
     /// Brings a node's holdings and the core's into line.
     pub(crate) fn reconcile(&mut self, id: &NodeId, inventory: &[Held], now: Timestamp) {
         let mut shown = BTreeSet::new();
-        let mut forged = 0_u32;
+        let (mut forged, mut news, mut highest) = (0_u32, 0_u32, Epoch::default());
         for held in inventory {
             let genuine = self.grants.verify(&held.team, id, held.epoch, &held.grant);
             if genuine || planted::is(Bug::GrantsUnchecked) {
-                if self.reconcile_team(id, held, now) {
+                let found = self.reconcile_team(id, held, now);
+                if found != Found::NotItsOwn {
                     shown.insert(held.team.clone());
+                }
+                if found == Found::News {
+                    news += 1;
+                    highest = highest.max(held.epoch);
                 }
             } else {
                 forged += 1;
@@ -46,6 +62,12 @@ impl Core {
             // Once for all of them: a node may claim a million teams, and each notice is a line of the log.
             let detail = format!("its inventory has {forged} entries without a grant of this cluster");
             self.bad_message(id, &detail);
+        }
+        if news > 0 {
+            let detail = format!(
+                "node {id} holds {news} teams, under epochs up to {highest}, which the store does not have"
+            );
+            self.notice(Notice::StoreRegressed { detail });
         }
         self.activate_what_was_given_up(id, inventory);
         self.assign_missing(id, &shown);
@@ -96,17 +118,15 @@ impl Core {
         }
     }
 
-    /// One entry. Returns whether the node now holds what it should of that team.
-    fn reconcile_team(&mut self, id: &NodeId, held: &Held, now: Timestamp) -> bool {
+    /// One entry.
+    fn reconcile_team(&mut self, id: &NodeId, held: &Held, now: Timestamp) -> Found {
         let Some(team) = self.teams.get(&held.team) else {
-            if self.epochs.covers(held.epoch) && !self.store_regressed {
-                // This store gave the epoch out and has no such team: it was deleted while the node
-                // was away. Adopting it would bring it back under an epoch that was surpassed.
+            if self.was_deleted(held) {
                 self.revoke(id, &held.team, held.epoch);
-                return false;
+                return Found::NotItsOwn;
             }
-            self.adopt(id, held, now);
-            return true;
+            self.adopt_unknown(id, held, now);
+            return Found::News;
         };
         if held.epoch > team.epoch {
             if let Some(Move::Preparing { target, epoch, .. }) = &team.moving
@@ -115,15 +135,15 @@ impl Core {
             {
                 // The target of a move has made room, and its answer was lost with its link.
                 self.commit_prepared(&held.team.clone(), now);
-                return true;
+                return Found::Rightly;
             }
             if held.state == HoldState::Prepared && !planted::is(Bug::PreparedBeatsOwned) {
                 // Never committed: a move that was undone.
                 self.revoke(id, &held.team, held.epoch);
-                return false;
+                return Found::NotItsOwn;
             }
             self.adopt(id, held, now);
-            return true;
+            return Found::News;
         }
         if team.owner.is_none() && held.epoch == team.epoch && held.state == HoldState::Owned {
             // Presumed dead, back alive, and nobody could take the team meanwhile.
@@ -132,10 +152,10 @@ impl Core {
         if team.is_owned_by(id) {
             if held.epoch < team.epoch {
                 // Assigned anew while the link was down; `assign_missing` says it again.
-                return false;
+                return Found::NotItsOwn;
             }
             self.compare_activation(&held.team, held.state, now);
-            return true;
+            return Found::Rightly;
         }
         let resume_leaving = match &team.moving {
             Some(Move::Leaving {
@@ -151,29 +171,46 @@ impl Core {
             let epoch = team.epoch;
             self.revoke(id, &held.team, epoch);
         }
-        false
+        Found::NotItsOwn
     }
 
-    fn take_back(&mut self, id: &NodeId, team: &TeamId) -> bool {
+    fn take_back(&mut self, id: &NodeId, team: &TeamId) -> Found {
         let Some(owner) = self.owner_on(id) else {
-            return false;
+            return Found::NotItsOwn;
         };
         self.set_activation(team, Activation::Owned);
         self.own(team, owner);
         self.write_team(team);
-        true
+        Found::Rightly
+    }
+
+    /// A genuine grant for a team that the store does not know. Either the store is older than the team, or
+    /// the team was deleted in an earlier run while the node was away: connections are worth more than a
+    /// name that an idle team loses again by itself. But where this store may have given the epoch out, the
+    /// team may have been surpassed since, so it goes on under a new one.
+    fn adopt_unknown(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
+        let may_be_surpassed = self.epochs.covers(held.epoch);
+        self.adopt(id, held, now);
+        if !may_be_surpassed {
+            return;
+        }
+        let epoch = self.next_epoch();
+        if let Some(owner) = self.disown(&held.team) {
+            if let Some(team) = self.teams.get_mut(&held.team) {
+                team.epoch = epoch;
+            }
+            let at = now.plus(self.settings.dead_after_ms(self.settings.lease_ms));
+            self.set_activation(&held.team, Activation::At(at));
+            self.own(&held.team, owner);
+            self.write_team(&held.team);
+            self.send_assign(&held.team, Arrivals::Unreported);
+        }
     }
 
     /// A genuine grant that the store knows nothing of, or less than: the store is an old copy, or
     /// lost its tail. The node is believed, because nothing else knows better.
     fn adopt(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
         self.raise_epochs(held.epoch);
-        self.store_regressed = true;
-        let detail = format!(
-            "node {id} holds a team under epoch {}, which the store does not have",
-            held.epoch
-        );
-        self.notice(Notice::StoreRegressed { detail });
         if self.teams.contains_key(&held.team) {
             self.drop_move(&held.team, "undone", now);
             if let Some(before) = self.disown(&held.team) {

@@ -12,7 +12,7 @@ use crate::event::{Ask, Knock, RequestId};
 use crate::node::{Intent, Seen, Silence};
 use crate::reconcile::Arrivals;
 use crate::record::PinRecord;
-use crate::team::{Activation, Move, Owner, Team};
+use crate::team::{Activation, Deleted, Move, Owner, Team};
 
 /// The longest pin.
 const PIN_MAX_S: u64 = 30 * 86_400;
@@ -305,16 +305,22 @@ impl Core {
         }
         self.leave_waiting(id, &team.activation);
         // The name may come back before whoever had it last has stopped.
-        let waits_for = match (team.activation, owner) {
-            (Activation::Owned, Some(before)) => Some(Activation::After {
-                before,
-                since: team.epoch,
-            }),
-            (Activation::Owned, None) => None,
-            (waits_for, _) => Some(waits_for),
+        let epoch = team.epoch;
+        let waits_for = match (team.activation, &owner) {
+            (Activation::Owned, Some(before)) => Activation::After {
+                before: before.clone(),
+                since: epoch,
+            },
+            (waits_for, _) => waits_for,
         };
-        if let Some(waits_for) = waits_for {
-            self.deleted.insert(id.clone(), waits_for);
+        if waits_for != Activation::Owned || owner.is_some() {
+            let last = owner;
+            let deleted = Deleted {
+                waits_for,
+                last,
+                epoch,
+            };
+            self.deleted.insert(id.clone(), deleted);
         }
         self.unplaced.remove(id);
         for operation in self

@@ -33,6 +33,17 @@ pub(crate) enum Activation {
     At(Timestamp),
 }
 
+/// What is remembered of a team that was deleted, until its last owner has stopped or is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Deleted {
+    /// What a team of that name waits for if it is made anew.
+    pub(crate) waits_for: Activation,
+    /// Who may come back and show it.
+    pub(crate) last: Option<Owner>,
+    /// Under which epoch at most.
+    pub(crate) epoch: Epoch,
+}
+
 /// A team on its way from one node to another.
 #[derive(Clone, Debug)]
 pub(crate) enum Move {

@@ -65,6 +65,8 @@ pub struct FakeNode {
     pub cpu: u32,
     pub connections: u32,
     pub wall_skew_ms: i64,
+    /// How fast its clock runs, beside everybody else's.
+    pub clock_percent: u64,
     pub health: Health,
     pub descriptors_left: u32,
     /// Whether it answers `prepared`.
@@ -226,6 +228,7 @@ impl World {
             cpu: 10,
             connections: 0,
             wall_skew_ms: 0,
+            clock_percent: 100,
             health: Health::Good,
             descriptors_left: 10_000,
             prepares: true,
@@ -281,7 +284,7 @@ impl World {
         fake.seq += 1;
         let heartbeat = Heartbeat {
             seq: fake.seq,
-            boot_ms: now.as_millis(),
+            boot_ms: now.as_millis() * fake.clock_percent / 100,
             wall_ms: wall_ms.saturating_add_signed(fake.wall_skew_ms),
             cpu_now: Millicores::new(fake.cpu).unwrap(),
             cpu_average: Millicores::new(fake.cpu).unwrap(),

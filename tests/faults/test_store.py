@@ -1,0 +1,284 @@
+"""Disks that are full, that fail, that lost something, and stores that were copied."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+from itertools import count
+
+import pytest
+from fleet.crowd import owners, wait_for_connections
+from harness.ask import ask
+from harness.fleet import Process, at, free_address
+from harness.patience import eventually_now, throughout
+from watch import LEASE_S, metric, now
+
+TEAMS = 60
+CONNECTIONS = 120
+# `usher` ends with it when what it was told, or what it found, is nothing to start with.
+REFUSED = 2
+# More than a batch can need, so that it is not the test that decides which one fails.
+TRIES = 2_000
+
+
+def crowd(fleet, load, prefix="crowd-"):
+    clients = load(fleet, CONNECTIONS, TEAMS, prefix, "--usher-v1", "50%")
+    wait_for_connections(fleet, CONNECTIONS)
+    return clients, owners(fleet)
+
+
+def settled(fleet):
+    return fleet.is_up() and fleet.view("/v1/status")["state"] == "ready"
+
+
+def stop_broker(fleet, number=signal.SIGTERM):
+    fleet.processes["broker"].signal(number)
+    assert fleet.processes["broker"].ended() == (0 if number == signal.SIGTERM else -number)
+
+
+def restart_settled(fleet, **how):
+    fleet.start_broker(**how)
+    eventually_now("the broker has settled", lambda: settled(fleet))
+
+
+class Alone:
+    """A broker on a folder, without nodes, on ports of its own."""
+
+    def __init__(self, folder, data):
+        self.admin = free_address()
+        listeners = ["--clients", at(free_address()), "--admin", at(self.admin), "--node-link", at(free_address())]
+        self.process = Process(folder, f"broker-{self.admin[1]}", "broker", *listeners, "--data", data)
+
+    def started(self):
+        """Whether it runs; `False` once it has refused to."""
+
+        def known():
+            if not self.process.runs():
+                return "ended"
+            with contextlib.suppress(OSError):
+                return ask(self.admin, "/v1/status").status == 200 and "started"
+
+        return eventually_now("the broker starts or says why not", known) == "started"
+
+    def teams(self):
+        found, after = {}, ""
+        while after is not None:
+            page = ask(self.admin, f"/v1/teams?limit=1000{after and f'&after={after}'}").json
+            found.update((team["team"], team["epoch"]) for team in page["teams"])
+            after = page.get("next")
+        return found
+
+
+def written(path):
+    """Where the bytes of a file are that are not zero: the store keeps room at its end."""
+    return [place for place, byte in enumerate(path.read_bytes()) if byte]
+
+
+def test_a_store_with_a_flipped_bit_or_a_lost_tail_never_forgets_a_team_in_silence(start_fleet, fault):
+    fleet = start_fleet(1)
+    for number in range(TEAMS):
+        assert fleet.rest("PUT", f"/v1/teams/t{number}", {}).status == 201
+    whole = {team: epoch for team, (_, epoch) in owners(fleet).items()}
+    # Killed: what is in the files now is all that it promised.
+    stop_broker(fleet, signal.SIGKILL)
+    log = fleet.data / "store" / "db"
+    places = written(log)
+    dice = random.Random(7)
+    damages = [("flipped", place) for place in dice.sample(places, 14)]
+    damages += [("cut", places[-1] - lost) for lost in (-1, 0, 100, 1_000, len(places) // 2)]
+    outcomes = {"started with every team": 0, "refused to start": 0}
+    content = log.read_bytes()
+    for number, (how, place) in enumerate(damages):
+        data = fleet.folder / f"damaged-{number}"
+        shutil.copytree(fleet.data, data)
+        flipped = content[:place] + bytes([content[place] ^ 1 << dice.randrange(8)]) + content[place + 1 :]
+        (data / "store" / "db").write_bytes(flipped if how == "flipped" else content[:place])
+        broker = Alone(fleet.folder, data)
+        try:
+            if broker.started():
+                assert broker.teams() == whole, (how, place)
+                outcomes["started with every team"] += 1
+            else:
+                text = broker.process.text()
+                assert broker.process.ended() == REFUSED, text
+                assert "damaged" in text or "older than its own marker" in text, text
+                assert "put a copy of the" in text and "panicked" not in text, text
+                outcomes["refused to start"] += 1
+        finally:
+            broker.process.kill()
+    assert outcomes["refused to start"], "no damage was found"
+    fault(
+        "it starts with every team and epoch, or refuses with a remedy",
+        f"{len(damages)} damages: " + ", ".join(f"{times} {what}" for what, times in outcomes.items()),
+    )
+
+
+def test_a_broker_on_an_old_copy_of_its_store_learns_from_its_nodes_and_costs_no_connection(fleet, load, fault):
+    old, before = crowd(fleet, load, "old-")
+    stop_broker(fleet)
+    copy = fleet.folder / "copy"
+    shutil.copytree(fleet.data, copy)
+    restart_settled(fleet)
+    # What the copy knows nothing of: teams, moves of known ones, two more terms, more blocks of epochs.
+    new = load(fleet, CONNECTIONS, TEAMS, "new-")
+    wait_for_connections(fleet, 2 * CONNECTIONS)
+    moved = next(team for team, (node, _) in before.items() if node == "node-1")
+    pin = {"pin": {"node": "node-2", "seconds": 600}}
+    assert fleet.rest("PUT", f"/v1/teams/{moved}", pin).json["node"] == "node-2"
+    eventually_now("the move is over", lambda: "moving_from" not in fleet.view(f"/v1/teams/{moved}"))
+    stop_broker(fleet, signal.SIGKILL)
+    restart_settled(fleet)
+    known, term = owners(fleet), fleet.view("/v1/status")["term"]
+    stop_broker(fleet, signal.SIGKILL)
+    shutil.rmtree(fleet.data)
+    shutil.copytree(copy, fleet.data)
+    restart_settled(fleet)
+    text = fleet.processes["broker"].text()
+    assert "the store is older than what a node knows" in text, text
+    assert fleet.view("/v1/status")["term"] > term
+    assert owners(fleet) == known
+    answer = fleet.rest("PUT", "/v1/teams/after", {})
+    highest = max(epoch for _, epoch in known.values())
+    assert answer.status == 201 and answer.json["epoch"] > highest, (answer, highest)
+    assert new.report().is_undisturbed()
+    report = old.report()
+    assert report.is_sound() and sum(cut["lost"] for cut in report["interruptions"]) <= CONNECTIONS // TEAMS, report
+    fault(
+        "the nodes' higher epochs and term win; an alarm; no connection lost",
+        f"{len(known)} teams as the nodes know them, {len(known) - len(before)} of them unknown to the copy; term"
+        f" {term} then {fleet.view('/v1/status')['term']}; logged as an error; 0 connections lost",
+    )
+
+
+def test_a_node_obeys_one_of_two_brokers_that_run_on_copies_of_one_store(fleet, load, fault):
+    second_link = free_address()
+    both = f"ws://{at(fleet.node_link)},ws://{at(second_link)}"
+    fleet.nodes["node-4"] = fleet._place_node("node-4")
+    fleet.start_node("node-4", "--broker", both)
+    eventually_now("every node is ready", fleet.all_ready)
+    clients, before = crowd(fleet, load)
+    stop_broker(fleet)
+    copy = fleet.folder / "copy"
+    shutil.copytree(fleet.data, copy)
+    restart_settled(fleet)
+    listeners = ["--clients", at(free_address()), "--admin", at(free_address()), "--node-link", at(second_link)]
+    second = fleet.processes["second"] = Process(fleet.folder, "second", "broker", *listeners, "--data", copy)
+    eventually_now("the second listens", lambda: "started" in second.text())
+    node = fleet.processes["node-4"]
+    # Silence of the first makes the node try the second.
+    fleet.processes["broker"].signal(signal.SIGSTOP)
+    try:
+        eventually_now("the node refused the second", lambda: "two brokers claim term" in node.text())
+    finally:
+        fleet.processes["broker"].signal(signal.SIGCONT)
+    eventually_now("all are with the first again", lambda: settled(fleet))
+    assert owners(fleet) == before
+    report = clients.report()
+    assert report.is_undisturbed(), report
+    (line,) = {line.partition("why=")[2] for line in node.text().splitlines() if "two brokers claim term" in line}
+    fault("the node refuses the second, in its log; no connection lost", f"refused: {line}; 0 connections lost")
+
+
+# Disks
+
+
+def grants_stop(fleet, clients, before, fault, name, mend, image):
+    """What must hold while the store takes nothing, and after: the figures of it."""
+    broker = fleet.processes["broker"]
+    acknowledged, began = dict(before), now()
+    for number in count():
+        answer = fleet.rest("PUT", f"/v1/teams/{name}-{number}", {})
+        if answer.status != 201:
+            break
+        acknowledged[f"{name}-{number}"] = (answer.json["node"], answer.json["epoch"])
+        assert number < TRIES, "the store goes on taking writes"
+    assert (answer.status, answer.code) in ((503, "store_failing"), (503, "busy")), answer
+    stopped_s = now() - began
+    eventually_now("it says that the store fails", lambda: metric(fleet.admin, "usher_store_failing") == 1)
+    assert "the store fails; nothing is granted until it works" in broker.text(), broker.text()
+    ready = ask(fleet.admin, "/readyz").status
+    # Longer than a lease: heartbeats must go on being answered.
+    throughout(LEASE_S + 2, "every node is ready", fleet.all_ready)
+    known = next(iter(before))
+    assert ask(fleet.clients, f"/connect/{known}", headers={"Accept": "application/json"}).status == 200
+    refused = ask(fleet.clients, f"/connect/{name}-new", headers={"Accept": "application/json"})
+    assert refused.status == 503 and refused.code in ("store_failing", "busy"), refused
+    # What a crash at this moment would leave.
+    broker.signal(signal.SIGSTOP)
+    try:
+        image()
+    finally:
+        broker.signal(signal.SIGCONT)
+    after_crash = Alone(fleet.folder, fleet.folder / "image")
+    try:
+        assert after_crash.started(), after_crash.process.text()
+        left = after_crash.teams()
+        assert {team: epoch for team, (_, epoch) in acknowledged.items()}.items() <= left.items()
+    finally:
+        after_crash.process.kill()
+    mend()
+    eventually_now("the store works again", lambda: "the store works again" in broker.text())
+    answer = fleet.rest("PUT", f"/v1/teams/{name}-again", {})
+    assert answer.status == 201, answer
+    assert answer.json["epoch"] > max(epoch for _, epoch in acknowledged.values())
+    assert {team: owners(fleet)[team] for team in acknowledged} == acknowledged
+    report = clients.report()
+    assert report.is_undisturbed(), report
+    assert ready == 503, f"/readyz answered {ready} while nothing could be granted"
+    return (
+        f"{len(acknowledged) - len(before)} grants fitted, then 503 {answer_code(refused)} after {stopped_s:.1f} s;"
+        f" readyz {ready}; all {len(acknowledged)} acknowledged teams in a crash image; mended by itself; 0 connections lost"
+    )
+
+
+def answer_code(answer):
+    return answer.code
+
+
+def test_a_full_disk_stops_grants_and_nothing_else(fleet, load, fault):
+    clients, before = crowd(fleet, load)
+    stop_broker(fleet)
+    # A disk of its own, which is gone with the process: no mount is left behind.
+    script = 'cp -a "$0" "$0.whole" && mount -t tmpfs -o size=4m tmpfs "$0" && cp -a "$0.whole/." "$0" && exec "$@"'
+    restart_settled(fleet, before=("unshare", "--mount", "sh", "-c", script, fleet.data))
+    disk = f"/proc/{fleet.processes['broker'].pid}/root{fleet.data}"
+    assert os.statvfs(disk).f_blocks * os.statvfs(disk).f_frsize == 4 << 20, "the small disk is not there"
+    with open(f"{disk}/fill", "wb", buffering=0) as fill, contextlib.suppress(OSError):
+        while True:
+            fill.write(bytes(4_096))
+
+    def image():
+        shutil.copytree(disk, fleet.folder / "image", ignore=shutil.ignore_patterns("fill"))
+
+    figures = grants_stop(fleet, clients, before, fault, "full", lambda: os.unlink(f"{disk}/fill"), image)
+    assert "is full; free some space there" in fleet.processes["broker"].text()
+    fault("no grant that is not durable; it says so; nothing else stops", figures)
+
+
+@pytest.mark.parametrize(
+    ("point", "error"), [("posix/io/sync/fsync", 5), ("posix/io/rw/pwrite", 28)], ids=["fsync EIO", "pwrite ENOSPC"]
+)
+def test_a_failing_disk_stops_grants_and_nothing_else(fleet, load, fault, point, error):
+    clients, before = crowd(fleet, load)
+    stop_broker(fleet)
+    pipes = fleet.folder / "fiu"
+    restart_settled(fleet, before=("fiu-run", "-x", "-f", pipes))
+
+    def disk(order):
+        command = ["fiu-ctrl", "-f", pipes, "-c", order, fleet.processes["broker"].pid]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done
+
+    disk(f"enable name={point},failinfo={error}")
+    figures = grants_stop(
+        fleet,
+        clients,
+        before,
+        fault,
+        "failing",
+        lambda: disk(f"disable name={point}"),
+        lambda: shutil.copytree(fleet.data, fleet.folder / "image"),
+    )
+    fault("no grant that is not durable; it says so; nothing else stops", figures)
