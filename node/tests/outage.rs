@@ -126,7 +126,7 @@ async fn a_resume_ticket_opens_its_own_node_while_the_broker_is_away_and_only_th
     assert!(matches!(again.told().await, Control::Welcome { .. }));
     assert_eq!(
         rig.http(rig.clients, &post, b"x").await.0,
-        403,
+        409,
         "it is no ticket to post with"
     );
     let other_team = format!("/teams/T2?ticket={resume}");

@@ -6,14 +6,13 @@ import random
 import shutil
 import signal
 import subprocess
-from itertools import count
 
 import pytest
 from fleet.crowd import owners, wait_for_connections
 from harness.ask import ask
 from harness.fleet import Process, at, free_address
 from harness.patience import eventually_now, throughout
-from watch import LEASE_S, metric, now
+from watch import LEASE_S, metric, node_metric, now
 
 TEAMS = 60
 CONNECTIONS = 120
@@ -183,29 +182,45 @@ def test_a_node_obeys_one_of_two_brokers_that_run_on_copies_of_one_store(fleet, 
 
 # Disks
 
+DISK_EXPECTED = "nothing is granted that is not durable; it says so; leases and connections go on; it mends by itself"
 
-def grants_stop(fleet, clients, before, fault, name, mend, image):
-    """What must hold while the store takes nothing, and after: the figures of it."""
+
+def live_through(fleet, clients, before, name, mend, image):
+    """What must hold while the store takes nothing, and after; the figures, and what did not hold."""
     broker = fleet.processes["broker"]
-    acknowledged, began = dict(before), now()
-    for number in count():
+    acknowledged, broken = dict(before), []
+    for number in range(TRIES):
+        began = now()
         answer = fleet.rest("PUT", f"/v1/teams/{name}-{number}", {})
         if answer.status != 201:
             break
         acknowledged[f"{name}-{number}"] = (answer.json["node"], answer.json["epoch"])
-        assert number < TRIES, "the store goes on taking writes"
-    assert (answer.status, answer.code) in ((503, "store_failing"), (503, "busy")), answer
-    stopped_s = now() - began
-    eventually_now("it says that the store fails", lambda: metric(fleet.admin, "usher_store_failing") == 1)
-    assert "the store fails; nothing is granted until it works" in broker.text(), broker.text()
-    ready = ask(fleet.admin, "/readyz").status
-    # Longer than a lease: heartbeats must go on being answered.
-    throughout(LEASE_S + 2, "every node is ready", fleet.all_ready)
+    assert answer.status == 503, f"the store goes on taking writes: {answer}"
+    figures = [f"{number} more grants fitted, then 503 {answer.code} after {now() - began:.1f} s"]
+
+    def holds(what, condition):
+        try:
+            eventually_now(what, condition)
+        except AssertionError:
+            broken.append(what)
+
+    holds("a metric says that the store fails", lambda: metric(fleet.admin, "usher_store_failing") == 1)
+    holds("the log says that the store fails", lambda: "nothing is granted until it works" in broker.text())
+    holds("/readyz is red", lambda: ask(fleet.admin, "/readyz").status == 503)
+    # Longer than a lease: heartbeats must go on being answered. The broker's own answers may wait for the disk.
+    shortest = []
+
+    def leased():
+        shortest.append(min(node_metric(fleet, node, "usher_lease_remaining_seconds") for node in fleet.nodes))
+        return shortest[-1] > 0
+
+    throughout(LEASE_S + 2, "every node has its lease", leased)
     known = next(iter(before))
-    assert ask(fleet.clients, f"/connect/{known}", headers={"Accept": "application/json"}).status == 200
-    refused = ask(fleet.clients, f"/connect/{name}-new", headers={"Accept": "application/json"})
-    assert refused.status == 503 and refused.code in ("store_failing", "busy"), refused
-    # What a crash at this moment would leave.
+    json = {"Accept": "application/json"}
+    assert ask(fleet.clients, f"/connect/{known}", headers=json).status == 200, "a team that has a node is told of it"
+    refused = ask(fleet.clients, f"/connect/{name}-new", headers=json)
+    assert refused.status == 503, refused
+    # What a crash at this moment would leave, on a disk that works again.
     broker.signal(signal.SIGSTOP)
     try:
         image()
@@ -213,28 +228,27 @@ def grants_stop(fleet, clients, before, fault, name, mend, image):
         broker.signal(signal.SIGCONT)
     after_crash = Alone(fleet.folder, fleet.folder / "image")
     try:
-        assert after_crash.started(), after_crash.process.text()
-        left = after_crash.teams()
-        assert {team: epoch for team, (_, epoch) in acknowledged.items()}.items() <= left.items()
+        if after_crash.started():
+            left = after_crash.teams()
+            assert {team: epoch for team, (_, epoch) in acknowledged.items()}.items() <= left.items()
+            figures.append(f"all {len(acknowledged)} acknowledged teams are in what a crash leaves")
+        else:
+            said = [line for line in after_crash.process.text().splitlines() if line.startswith("error")]
+            broken.append(f"a broker starts on what a crash leaves ({' '.join(said)[:160]})")
     finally:
         after_crash.process.kill()
     mend()
-    eventually_now("the store works again", lambda: "the store works again" in broker.text())
-    answer = fleet.rest("PUT", f"/v1/teams/{name}-again", {})
-    assert answer.status == 201, answer
-    assert answer.json["epoch"] > max(epoch for _, epoch in acknowledged.values())
-    assert {team: owners(fleet)[team] for team in acknowledged} == acknowledged
+    began = now()
+    holds("it works again by itself", lambda: fleet.rest("PUT", f"/v1/teams/{name}-again", {}).status in (200, 201))
+    if not broken:
+        figures.append(f"grants again after {now() - began:.1f} s")
+        after = owners(fleet)
+        assert {team: after[team] for team in acknowledged} == acknowledged
+        assert after[f"{name}-again"][1] > max(epoch for _, epoch in acknowledged.values())
     report = clients.report()
     assert report.is_undisturbed(), report
-    assert ready == 503, f"/readyz answered {ready} while nothing could be granted"
-    return (
-        f"{len(acknowledged) - len(before)} grants fitted, then 503 {answer_code(refused)} after {stopped_s:.1f} s;"
-        f" readyz {ready}; all {len(acknowledged)} acknowledged teams in a crash image; mended by itself; 0 connections lost"
-    )
-
-
-def answer_code(answer):
-    return answer.code
+    figures.append(f"{CONNECTIONS} connections undisturbed")
+    return "; ".join([*figures, *(f"NOT: {what}" for what in broken)]), broken
 
 
 def test_a_full_disk_stops_grants_and_nothing_else(fleet, load, fault):
@@ -252,9 +266,10 @@ def test_a_full_disk_stops_grants_and_nothing_else(fleet, load, fault):
     def image():
         shutil.copytree(disk, fleet.folder / "image", ignore=shutil.ignore_patterns("fill"))
 
-    figures = grants_stop(fleet, clients, before, fault, "full", lambda: os.unlink(f"{disk}/fill"), image)
+    figures, broken = live_through(fleet, clients, before, "full", lambda: os.unlink(f"{disk}/fill"), image)
+    fault(DISK_EXPECTED, figures)
     assert "is full; free some space there" in fleet.processes["broker"].text()
-    fault("no grant that is not durable; it says so; nothing else stops", figures)
+    assert not broken, fleet.processes["broker"].text()[-3_000:]
 
 
 @pytest.mark.parametrize(
@@ -272,13 +287,13 @@ def test_a_failing_disk_stops_grants_and_nothing_else(fleet, load, fault, point,
         assert done.returncode == 0, done
 
     disk(f"enable name={point},failinfo={error}")
-    figures = grants_stop(
+    figures, broken = live_through(
         fleet,
         clients,
         before,
-        fault,
         "failing",
         lambda: disk(f"disable name={point}"),
         lambda: shutil.copytree(fleet.data, fleet.folder / "image"),
     )
-    fault("no grant that is not durable; it says so; nothing else stops", figures)
+    fault(DISK_EXPECTED, figures)
+    assert not broken, fleet.processes["broker"].text()[-3_000:]

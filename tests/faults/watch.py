@@ -51,8 +51,10 @@ class LeaseWatch:
     def __init__(self, fleet, node):
         self._fleet = fleet
         self._node = node
-        # Between which two moments it ended: the scrape takes its time.
+        # Between which two moments it ended, by what it said to have left: a scrape takes its time.
         self.ended = None
+        # When it was last seen to run, and first to be over, whatever it said.
+        self.last_alive = self.first_over = None
         self._stop = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -65,7 +67,9 @@ class LeaseWatch:
             after = now()
             if remaining > 0:
                 self.ended = before + remaining, after + remaining
+                self.last_alive = before
             elif self.ended:
+                self.first_over = after
                 self._over.set()
                 return
 
