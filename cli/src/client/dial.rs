@@ -57,6 +57,8 @@ pub(crate) struct Live {
     pub(crate) node: Option<NodeId>,
     /// Its id, when the node said it.
     pub(crate) connection: Option<ConnectionId>,
+    /// The node's own ticket, good there while it has lost its broker.
+    pub(crate) resume: Option<String>,
     /// How often the node pings, when it said so.
     pub(crate) ping: Option<Duration>,
     /// What came in while the welcome was awaited, welcome included.
@@ -66,6 +68,7 @@ pub(crate) struct Live {
 /// Why there is no connection, and the ticket that did not help.
 pub(crate) struct Failed {
     pub(crate) ending: Ending,
+    /// None when no node was dialled: it was the broker that did not answer, or refused.
     pub(crate) ticket: Option<String>,
 }
 
@@ -90,6 +93,7 @@ pub(crate) async fn open(options: Arc<Options>, team: TeamId, knock: Knock) -> R
         url: place.url,
         node: place.node,
         connection: None,
+        resume: None,
         ping: None,
         early: Vec::new(),
     };
@@ -164,11 +168,13 @@ async fn welcome(live: &mut Live) -> Result<(), Ending> {
             Some(Control::Welcome {
                 node,
                 connection,
+                resume,
                 ping_s,
                 ..
             }) => {
                 live.node = Some(node);
                 live.connection = Some(connection);
+                live.resume = resume;
                 live.ping = Some(Duration::from_secs(u64::from(ping_s.max(1))));
                 live.early.push(message);
                 return Ok(());

@@ -210,6 +210,14 @@ pub(crate) fn ticket(url: &str) -> Option<String> {
     way::parameter(query, "ticket").map(str::to_owned)
 }
 
+/// A node's URL with another ticket.
+pub(crate) fn with_ticket(url: &str, ticket: &str) -> String {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let others = way::without_parameters(query, &["ticket"]);
+    let more = if others.is_empty() { "" } else { "&" };
+    format!("{base}?ticket={ticket}{more}{others}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +245,15 @@ mod tests {
             Some("x.y.z".to_owned())
         );
         assert_eq!(ticket("ws://h/teams/T"), None);
+    }
+
+    #[test]
+    fn a_ticket_is_replaced_and_the_rest_stays() {
+        assert_eq!(
+            with_ticket("ws://h/teams/T?ticket=x.y.z&usher=1", "r"),
+            "ws://h/teams/T?ticket=r&usher=1"
+        );
+        assert_eq!(with_ticket("ws://h/teams/T", "r"), "ws://h/teams/T?ticket=r");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use usher_shared::id::{NodeId, TeamId};
 
 use super::decide::{Backoff, Ending, Next, after};
 use super::dial::{Failed, Live, Options, Socket, ending_of, open};
-use super::resolve::{Knock, ticket};
+use super::resolve::{Knock, ticket, with_ticket};
 
 /// A frame that cannot be handed to the kernel for this long means a dead connection.
 const SEND: Duration = Duration::from_secs(10);
@@ -139,6 +139,7 @@ impl<A: Application> Session<A> {
         let mut backoff = Backoff::default();
         let mut knock = Knock::default();
         let mut under_way: Option<Opening> = None;
+        let mut resume: Option<String> = None;
         let mut lost_at: Option<Instant> = None;
         let mut how = How::First;
         let stop = self.stop.clone();
@@ -169,6 +170,8 @@ impl<A: Application> Session<A> {
                         ticket: ticket(&live.url),
                         from: live.connection,
                     };
+                    let url = &live.url;
+                    resume = live.resume.as_ref().map(|ticket| with_ticket(url, ticket));
                     dismiss(live.socket);
                     if opening.is_some() {
                         under_way = opening;
@@ -178,12 +181,25 @@ impl<A: Application> Session<A> {
                 }
                 Err(failed) => {
                     self.application.on(Event::Failed(&failed.ending));
+                    let no_broker = failed.ticket.is_none() && matches!(failed.ending, Ending::Cut(_));
+                    if no_broker
+                        && knock.url.is_none()
+                        && let Some(url) = &resume
+                    {
+                        // The broker is away, perhaps for longer: the node it was on may still be there.
+                        knock.url = Some(url.clone());
+                        continue;
+                    }
+                    let resumed = resume.is_some() && knock.url == resume;
                     knock.url = None;
                     // A broker that refused has seen the old ticket; showing it again would only count
                     // the same hop twice.
                     let refused = matches!(failed.ending, Ending::Refused(_));
                     knock.ticket = if refused {
                         None
+                    } else if resumed {
+                        // No broker can read a node's own ticket.
+                        knock.ticket
                     } else {
                         failed.ticket.or(knock.ticket)
                     };
