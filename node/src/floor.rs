@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
-use usher_shared::id::{ClusterId, ConnectionId, TeamId};
-use usher_shared::link::{Arrival, Departure, EndedBy, Peer, TicketKey};
+use usher_shared::id::{ConnectionId, TeamId};
+use usher_shared::link::{Arrival, Departure, EndedBy, TicketKey};
 use usher_shared::quantity::Epoch;
 use usher_shared::secret::Key;
 use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
@@ -84,9 +84,6 @@ pub(crate) struct Broker {
     pub(crate) public_url: String,
     pub(crate) keys: Vec<TicketKey>,
     pub(crate) forget_ms: u64,
-    pub(crate) cluster: ClusterId,
-    /// Whom to ask whether they hear it.
-    pub(crate) peers: Vec<Peer>,
 }
 
 /// Milliseconds since the start, as of the last tick: frames need no better clock.

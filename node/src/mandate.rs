@@ -6,7 +6,7 @@
 //! So what an acknowledgement renews is what was named on its own link.
 
 use usher_shared::id::{ClusterId, TeamId};
-use usher_shared::link::{Granted, Held, MAX_LIST, ToNode, Welcome};
+use usher_shared::link::{Granted, Held, MAX_LIST, MAX_PEERS, Peer, ToNode, Welcome};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
 use crate::admission::Contact;
@@ -35,6 +35,7 @@ pub struct Mandate {
     link: Link,
     lapse: Lapse,
     highest_grant: Option<Granted>,
+    peers: Vec<Peer>,
     /// The teams, also for what clients do to them.
     pub holdings: Holdings,
 }
@@ -74,6 +75,7 @@ impl Mandate {
         self.lease.begin_link(welcome.lease_ms);
         self.holdings.begin_link();
         self.link = Link::Welcome;
+        self.peers = welcome.peers.iter().take(MAX_PEERS).cloned().collect();
         Ok(self.holdings.inventory())
     }
 
@@ -120,6 +122,10 @@ impl Mandate {
             }
             ToNode::Confirm(confirm) if confirm.teams.len() <= MAX_LIST => {
                 self.holdings.confirm(&confirm, link);
+                Vec::new()
+            }
+            ToNode::Peers(told) if told.peers.len() <= MAX_PEERS => {
+                self.peers = told.peers;
                 Vec::new()
             }
             ToNode::Drain(drain) if drain.moves.len() <= MAX_LIST => self.holdings.drain(&drain),
@@ -190,6 +196,12 @@ impl Mandate {
             && self.lease.standing(now) != Standing::Lapsed
     }
 
+    /// Whom to ask whether they hear the broker.
+    #[must_use]
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
     /// How the link to the broker is.
     #[must_use]
     pub fn link(&self) -> Link {
@@ -227,6 +239,7 @@ fn term_of(message: &ToNode) -> Option<Term> {
         ToNode::Assign(assign) => Some(assign.term),
         ToNode::Activate(activate) => Some(activate.term),
         ToNode::Confirm(confirm) => Some(confirm.term),
+        ToNode::Peers(peers) => Some(peers.term),
         ToNode::Drain(drain) => Some(drain.term),
         ToNode::Revoke(revoke) => Some(revoke.term),
         ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,

@@ -21,8 +21,6 @@ const MAX_IDLE: usize = 256;
 const MAX_HOT: usize = 16;
 /// Clients of a team that is elsewhere come back within this time, not all at once.
 const ELSEWHERE_MS: u64 = 2_000;
-/// The most peers that are asked whether they hear the broker.
-const MAX_PEERS: usize = 3;
 /// A slot is paced already; this only keeps team mates from knocking in the same millisecond.
 const SLOT_RETRY_MS: u64 = 100;
 
@@ -43,8 +41,6 @@ impl Floor {
             public_url,
             keys: welcome.ticket_keys,
             forget_ms: welcome.forget_ms,
-            cluster: welcome.cluster,
-            peers: welcome.peers.into_iter().take(MAX_PEERS).collect(),
         }));
         self.figures.link_up.set(1);
         Ok(pages(inventory))

@@ -83,9 +83,12 @@ fn close(floor: &Floor, many: u32, retry_ms: u64, why: &'static str) {
 
 /// Whether any of the peers of the last welcome hears a broker of this node's cluster.
 async fn ask_peers(floor: &Floor) -> Hears {
-    let broker = floor.state.lock().broker.clone();
-    let Some(broker) = broker else { return Hears::No };
-    let asked = broker.peers.iter().map(|peer| ask(peer, broker.cluster));
+    let (peers, cluster) = {
+        let state = floor.state.lock();
+        (state.mandate.peers().to_vec(), state.mandate.cluster())
+    };
+    let Some(cluster) = cluster else { return Hears::No };
+    let asked = peers.iter().map(|peer| ask(peer, cluster));
     let mut answers: FuturesUnordered<_> = asked.collect();
     let any = async {
         while let Some(hears) = answers.next().await {
@@ -98,7 +101,7 @@ async fn ask_peers(floor: &Floor) -> Hears {
     let hears = timeout(Duration::from_millis(ANSWER_WITHIN_MS), any)
         .await
         .unwrap_or(Hears::No);
-    let peers = broker.peers.len();
+    let peers = peers.len();
     match hears {
         Hears::Yes => tracing::warn!(
             peers,

@@ -25,6 +25,8 @@ pub const EXITED_PATH: &str = "/v1/node-exited";
 pub const MAX_FRAME_BYTES: usize = 1 << 20;
 /// The most entries in any list of a message; more go in further messages.
 pub const MAX_LIST: usize = 2_000;
+/// The most peers that a node is told of.
+pub const MAX_PEERS: usize = 3;
 /// The most labels of a node or a team.
 pub const MAX_LABELS: usize = 16;
 
@@ -84,6 +86,8 @@ pub enum ToNode {
     Drain(Drain),
     /// Drop what is held of a team up to and including this epoch, and send its connections back to the broker.
     Revoke(Revoke),
+    /// Other nodes to ask from now on whether they hear the broker.
+    Peers(Peers),
     /// The hello was not accepted, or the link is being closed for cause.
     Refused(Refused),
     /// A type this version does not know: counted, and dropped.
@@ -333,7 +337,7 @@ pub struct Welcome {
     pub ticket_keys: Vec<TicketKey>,
     /// Where clients reach the broker, without a path: `http://host:port`.
     pub public_url: String,
-    /// Other nodes, to ask whether they hear the broker; at most 3.
+    /// Other nodes, to ask whether they hear the broker; at most [`MAX_PEERS`].
     pub peers: Vec<Peer>,
 }
 
@@ -344,6 +348,15 @@ pub struct TicketKey {
     pub kid: String,
     /// Its 32 bytes, in base64url.
     pub key: Key,
+}
+
+/// Whom to ask from now on. Sent when it changed, within a minute.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peers {
+    /// Other nodes; at most [`MAX_PEERS`].
+    pub peers: Vec<Peer>,
+    /// The broker's term.
+    pub term: Term,
 }
 
 /// Another node of the pool.

@@ -76,6 +76,8 @@ pub struct Core {
     commands: VecDeque<Command>,
     last_step: Timestamp,
     last_tick: Timestamp,
+    /// When nodes were last told of other peers.
+    pub(crate) peers_told: Timestamp,
     last_event: Timestamp,
 }
 
@@ -132,6 +134,7 @@ impl Core {
             commands: VecDeque::new(),
             last_step: now,
             last_tick: now,
+            peers_told: now,
             last_event: now,
         };
         if let Mode::Grace { until } = mode {
@@ -255,6 +258,7 @@ impl Core {
             self.tick(now);
             self.shorten_leases(now);
             self.forget_deleted(now);
+            self.tell_peers(now);
         }
         self.watch_nodes(now);
         self.activate_after_leases(now);

@@ -20,6 +20,7 @@
 //! | how does one team get from one node to another? | `moving` |
 //! | which epoch is next? | `epochs` |
 //! | do a node's clock and the broker's run alike? | `pace` |
+//! | whom does a node ask that has lost the broker? | `peers` |
 //! | what does a node hold that it should not, or lack? | `reconcile` |
 //! | what must be durable before it is shown? | [`pipeline`] |
 //! | what does an operator see? | `view` |
@@ -39,6 +40,7 @@ mod moving;
 mod node;
 mod operation;
 mod pace;
+mod peers;
 pub mod pipeline;
 mod reconcile;
 mod record;

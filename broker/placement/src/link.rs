@@ -3,8 +3,8 @@
 
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{
-    Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Peer, Refused, RefusedCode, TeamEpoch,
-    ToNode, Welcome,
+    Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Refused, RefusedCode, TeamEpoch, ToNode,
+    Welcome,
 };
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
@@ -25,8 +25,6 @@ const REFUSED_RETRY_MS: u64 = 1_000;
 /// How far ahead of this broker's term a node's may be. A term is one start of a broker, so no copy of a
 /// store is a million behind; and a term near the end of its range would be the cluster's last.
 const TERMS_AHEAD_MAX: u64 = 1_000_000;
-/// How many peers a node is told of.
-const PEERS: usize = 3;
 
 impl Core {
     pub(crate) fn hello(&mut self, link: LinkId, hello: Hello, now: Timestamp) {
@@ -188,19 +186,11 @@ impl Core {
         *self.versions.entry(version.to_owned()).or_insert(next)
     }
 
-    fn welcome(&self, id: &NodeId) -> Welcome {
-        let after = self
-            .nodes
-            .range::<NodeId, _>((std::ops::Bound::Excluded(id), std::ops::Bound::Unbounded));
-        let before = self.nodes.range::<NodeId, _>(..id);
-        let peers = after
-            .chain(before)
-            .filter(|(_, node)| node.is_heard())
-            .take(PEERS)
-            .map(|(peer, node)| Peer {
-                node: peer.clone(),
-                probe: node.hello.probe.clone(),
-            });
+    fn welcome(&mut self, id: &NodeId) -> Welcome {
+        let peers = self.peers_of(id);
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.peers.clone_from(&peers);
+        }
         Welcome {
             cluster: self.cluster,
             broker: self.broker,
@@ -210,7 +200,7 @@ impl Core {
             forget_ms: self.settings.forget_ms,
             ticket_keys: Vec::new(),
             public_url: self.public_url.clone(),
-            peers: peers.collect(),
+            peers,
         }
     }
 

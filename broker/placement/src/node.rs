@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
-use usher_shared::link::{Health, Held, Hello};
+use usher_shared::link::{Health, Held, Hello, Peer};
 use usher_shared::quantity::{Millicores, Timestamp};
 use usher_shared::rest::NodeState;
 
@@ -159,6 +159,8 @@ pub(crate) struct Node {
     pub(crate) reserved_weight: u64,
     /// Teams owned elsewhere whose connections are still leaving here.
     pub(crate) leaving: BTreeSet<TeamId>,
+    /// Whom it was told to ask when it loses the broker.
+    pub(crate) peers: Vec<Peer>,
     pub(crate) report: Report,
     pub(crate) clock_pace: ClockPace,
     pub(crate) pending: PendingCpu,
@@ -189,6 +191,7 @@ impl Node {
             reserved: BTreeSet::new(),
             reserved_weight: 0,
             leaving: BTreeSet::new(),
+            peers: Vec::new(),
             report: Report::default(),
             clock_pace: ClockPace::default(),
             pending: PendingCpu::default(),

@@ -286,3 +286,31 @@ fn a_store_from_before_the_last_term_is_told_so_once_and_goes_on_above() {
     let link = world.nodes[&node("a")].link.unwrap();
     world.tell(Event::LinkClosed { link });
 }
+
+/// Whom a node would ask whether they hear the broker.
+fn peers(world: &World, name: &str) -> Vec<String> {
+    let told = &world.nodes[&node(name)].peers;
+    told.iter().map(|peer| peer.node.to_string()).collect()
+}
+
+#[test]
+fn a_node_is_told_of_other_peers_when_its_own_have_gone() {
+    let mut world = pool(&["a", "b", "c", "d", "e"], 0);
+    world.cut("c");
+    world.connect("c");
+    assert_eq!(peers(&world, "c"), ["d", "e", "a"]);
+    world.kill_with_witness("d");
+    world.kill_with_witness("e");
+    world.advance(61_000);
+    assert_eq!(peers(&world, "c"), ["a", "b"]);
+    world.advance(120_000);
+    assert_eq!(peers(&world, "a"), ["b", "c"]);
+}
+
+#[test]
+fn the_first_node_back_after_a_restart_is_told_of_nodes_that_are_not_back_yet() {
+    let mut world = pool(&["a", "b", "c"], 3);
+    world.restart_broker(Settings::default());
+    world.connect("b");
+    assert_eq!(peers(&world, "b"), ["c", "a"]);
+}

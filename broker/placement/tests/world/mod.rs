@@ -76,6 +76,8 @@ pub struct FakeNode {
     /// Whether it sends heartbeats.
     pub beats: bool,
     pub acks: Vec<u64>,
+    /// Whom it would ask whether they hear the broker.
+    pub peers: Vec<Peer>,
     /// What the broker confirmed, over all links.
     pub confirmed: Vec<TeamEpoch>,
 }
@@ -235,6 +237,7 @@ impl World {
             releases: true,
             beats: true,
             acks: Vec::new(),
+            peers: Vec::new(),
             confirmed: Vec::new(),
         };
         self.nodes.insert(id.clone(), fake);
@@ -499,6 +502,7 @@ impl World {
         let mut replies = Vec::new();
         match message {
             ToNode::Welcome(welcome) => {
+                fake.peers = welcome.peers;
                 fake.hello.cluster = Some(welcome.cluster);
                 fake.hello.highest_term = fake.hello.highest_term.max(welcome.term);
             }
@@ -576,6 +580,7 @@ impl World {
                 };
                 replies.push(Event::Released { link, held });
             }
+            ToNode::Peers(told) => fake.peers = told.peers,
             ToNode::Refused(_) | ToNode::Unknown => {}
         }
         for reply in replies {

@@ -1,0 +1,59 @@
+//! Whom does a node ask that has lost the broker?
+//!
+//! The next nodes by name that are linked and heard, and where there are too few, others that are not
+//! known to be dead: after a start nobody is heard yet, and the answer matters when nobody is.
+
+use std::ops::Bound::{Excluded, Unbounded};
+use usher_shared::id::NodeId;
+use usher_shared::link::{MAX_PEERS, Peer, Peers, ToNode};
+use usher_shared::quantity::Timestamp;
+
+use crate::core::Core;
+use crate::node::Node;
+
+/// How often it is looked whether a node's peers are still there. A pool that is replaced node by node
+/// takes longer for three of them.
+const TELL_EVERY_MS: u64 = 60_000;
+
+impl Core {
+    /// The peers of a node, as they should be now.
+    pub(crate) fn peers_of(&self, id: &NodeId) -> Vec<Peer> {
+        let around = || {
+            let after = self.nodes.range::<NodeId, _>((Excluded(id), Unbounded));
+            after
+                .chain(self.nodes.range::<NodeId, _>(..id))
+                .map(|(_, node)| node)
+        };
+        let heard = around().filter(|node| node.is_heard());
+        let unheard = || around().filter(|node| !node.is_heard() && !node.is_dead());
+        let mut peers: Vec<&Node> = heard.take(MAX_PEERS).collect();
+        if peers.len() < MAX_PEERS {
+            peers.extend(unheard().take(MAX_PEERS - peers.len()));
+        }
+        let peer = |node: &Node| Peer {
+            node: node.id().clone(),
+            probe: node.hello.probe.clone(),
+        };
+        peers.into_iter().map(peer).collect()
+    }
+
+    /// Tells nodes whose peers are others by now.
+    pub(crate) fn tell_peers(&mut self, now: Timestamp) {
+        if now.since(self.peers_told) < TELL_EVERY_MS {
+            return;
+        }
+        self.peers_told = now;
+        let linked = self.nodes.values().filter(|node| node.is_heard());
+        let changed: Vec<(NodeId, Vec<Peer>)> = linked
+            .map(|node| (node.id().clone(), self.peers_of(node.id())))
+            .filter(|(id, peers)| self.nodes.get(id).is_some_and(|node| node.peers != *peers))
+            .collect();
+        for (id, peers) in changed {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.peers.clone_from(&peers);
+            }
+            let term = self.term;
+            self.send(&id, ToNode::Peers(Peers { peers, term }));
+        }
+    }
+}
