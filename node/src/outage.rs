@@ -8,7 +8,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
 use usher_shared::id::ClusterId;
@@ -17,10 +17,13 @@ use usher_shared::link::{EndedBy, HEARS_BROKER_PATH, HearsBroker, Peer};
 use crate::ask::send;
 use crate::floor::{Floor, jitter};
 use crate::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
+use crate::lease::FENCING_MS;
 use crate::outbox::Goodbye;
 
 /// How often the lease is looked at: a fifth of what fencing may take.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a fenced connection may take to end by itself: half of what fencing may take.
+const CLOSE_WITHIN: Duration = Duration::from_millis(FENCING_MS / 2);
 /// A peer's answer is a few bytes.
 const MAX_ANSWER_BYTES: usize = 1_024;
 /// A client that is closed one by one comes back within this time: the pace was the node's.
@@ -55,13 +58,7 @@ pub(crate) async fn watch(floor: Arc<Floor>) {
             }
             Step::Close(many) => close(&floor, many, RETRY_MS, "cut_off"),
             Step::CloseAll => {
-                let connections = u64::from(floor.state.lock().connections);
-                close(
-                    &floor,
-                    u32::MAX,
-                    RETRY_MS + connections * 1_000 / CLOSES_PER_S,
-                    "fenced",
-                );
+                let connections = fence(&floor).await;
                 tracing::error!(
                     connections,
                     "the lease is over: every connection was closed, as this pool fences"
@@ -71,6 +68,22 @@ pub(crate) async fn watch(floor: Arc<Floor>) {
         // After the closing: what was owed is done.
         floor.fence_by(&floor.state.lock());
     }
+}
+
+/// Closes everything, and drops what has not ended soon after: a client that does not answer a Close
+/// would keep its socket for seconds. Returns how many there were.
+async fn fence(floor: &Floor) -> usize {
+    let members = floor.everybody();
+    let spread_ms = RETRY_MS + members.len() as u64 * 1_000 / CLOSES_PER_S;
+    for member in &members {
+        let goodbye = Goodbye::retry(CloseCode::Restart, "fenced", jitter(spread_ms));
+        member.close_at_once(goodbye, floor.clock.now(), EndedBy::Deadline);
+    }
+    sleep(CLOSE_WITHIN).await;
+    for member in &members {
+        member.kill();
+    }
+    members.len()
 }
 
 fn close(floor: &Floor, many: u32, retry_ms: u64, why: &'static str) {

@@ -159,6 +159,16 @@ impl Outbox {
         }
     }
 
+    /// The same, without what waits: it is stale to whoever has another owner by then.
+    pub(crate) fn close_at_once(&self, goodbye: Goodbye, now: u32, by: EndedBy) {
+        let mut waiting = self.waiting.lock();
+        waiting.frames = VecDeque::new();
+        waiting.bytes = 0;
+        if matches!(waiting.phase, Phase::Open) {
+            waiting.close(goodbye, now, by);
+        }
+    }
+
     /// Drops the socket without a word.
     pub(crate) fn kill(&self) {
         let mut waiting = self.waiting.lock();
