@@ -2,7 +2,8 @@
 //!
 //! Connections are worth keeping while the broker is away: it comes back, and nobody has moved. But
 //! a node that is itself cut off keeps its clients from their new owner. It cannot tell the two
-//! apart alone, so it asks up to three peers whether they hear the broker. One has, for
+//! apart alone, so while no broker takes its connection it asks up to three peers whether they hear
+//! one. One has, for
 //! longer than it takes any node to come back: the node is cut off, and closes its connections, paced, so that their clients go where
 //! their teams are. None does: it holds on without limit.
 //!
@@ -43,7 +44,9 @@ pub enum OnLapse {
 pub enum Touch {
     /// The lease runs, or never did.
     Leased,
-    /// The lease is over, and a broker has welcomed the node: it is about to be told.
+    /// The lease is over, and a broker takes this node's connections: it is about to tell it more, or
+    /// cannot just now, as when its disk fails. A broker that can be reached would be no better reached
+    /// by the clients alone.
     Rejoining,
     /// The lease is over and there is no link.
     Lost,

@@ -181,6 +181,7 @@ async fn greet(
         .max_message_size(Some(MAX_FRAME_BYTES))
         .max_frame_size(Some(MAX_FRAME_BYTES));
     let (mut socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await?;
+    floor.state.lock().mandate.reached();
     let hello = ToBroker::Hello(Box::new(hello(floor, introduction)));
     send(&mut socket, &hello).await?;
     loop {

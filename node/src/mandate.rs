@@ -21,6 +21,8 @@ pub enum Link {
     /// There is none.
     #[default]
     Down,
+    /// A broker took the connection and has not welcomed this node yet.
+    Greeting,
     /// Welcome, but the broker has not acknowledged the inventory yet.
     Welcome,
     /// A heartbeat of this link was answered.
@@ -62,6 +64,11 @@ impl Mandate {
             lapse: Lapse::new(on_lapse),
             ..Self::default()
         }
+    }
+
+    /// A broker took the connection: whatever it says to the hello, this node is not cut off from it.
+    pub fn reached(&mut self) {
+        self.link = Link::Greeting;
     }
 
     /// A broker welcomed this node; what to show it.
@@ -181,7 +188,7 @@ impl Mandate {
         let lapsed = self.lease.standing(now) == Standing::Lapsed;
         if lapsed && self.lapse.fences() {
             Contact::Fenced
-        } else if (lapsed || self.link == Link::Down) && !self.lapse.is_cut_off() {
+        } else if (lapsed || matches!(self.link, Link::Down | Link::Greeting)) && !self.lapse.is_cut_off() {
             Contact::Lost
         } else {
             Contact::Connected
@@ -461,6 +468,16 @@ mod tests {
         assert_eq!(mandate.step(3, at(0)), Step::Nothing);
         assert_eq!(mandate.step(3, at(5_440)), Step::AskPeers);
         assert_eq!(mandate.fence_by(), None);
+        mandate.reached();
+        assert_eq!(
+            mandate.contact(at(0)),
+            Contact::Lost,
+            "it has not said anything yet"
+        );
+        for ms in (5_440..60_000).step_by(100) {
+            assert_eq!(mandate.step(3, at(ms)), Step::Nothing, "nobody is asked");
+        }
+        assert!(!mandate.lapse().is_cut_off());
 
         let mut fences = Mandate::new(OnLapse::Fence);
         assert_eq!(fences.step(3, at(0)), Step::Nothing, "it never had a lease");

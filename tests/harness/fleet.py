@@ -101,7 +101,7 @@ class Process:
 class Fleet(Pool):
     """A broker and nodes. Nobody starts them again but the test."""
 
-    def __init__(self, nodes=3, *node_arguments, cores=None):
+    def __init__(self, nodes=3, *node_arguments, **how):
         self.folder = Path(tempfile.mkdtemp(prefix="usher-fleet-"))
         self.data = self.folder / "data"
         self.nodes = {}
@@ -112,7 +112,7 @@ class Fleet(Pool):
             for number in range(1, nodes + 1):
                 name = f"node-{number}"
                 self.nodes[name] = self._place_node(name)
-                self.start_node(name, *node_arguments, cores=cores)
+                self.start_node(name, *node_arguments, **how)
             eventually_now("every node is ready", self.is_up, within=START_WITHIN_S)
         except BaseException:
             self.stop()
