@@ -257,6 +257,31 @@ mod tests {
     }
 
     #[test]
+    fn however_often_it_is_looked_at_peers_are_asked_once_a_second_and_the_pace_holds() {
+        let mut lapse = Lapse::new(OnLapse::Hold);
+        let mut asked = Vec::new();
+        for ms in 0..CUT_OFF_AFTER_MS {
+            if lapse.step(Touch::Lost, 1_000, at(ms)) == Step::AskPeers {
+                lapse.peers_answered(Hears::Yes, at(ms));
+                asked.push(ms);
+            }
+        }
+        assert_eq!(asked, (0..CUT_OFF_AFTER_MS).step_by(1_000).collect::<Vec<_>>());
+        let mut connections = 1_000;
+        for ms in CUT_OFF_AFTER_MS..CUT_OFF_AFTER_MS + 1_000 {
+            if let Step::Close(many) = lapse.step(Touch::Lost, connections, at(ms)) {
+                connections -= many;
+            }
+        }
+        assert_eq!(connections, 800);
+        assert_eq!(
+            lapse.step(Touch::Lost, 0, at(CUT_OFF_AFTER_MS + 2_000)),
+            Step::Nothing,
+            "nobody is left"
+        );
+    }
+
+    #[test]
     fn few_connections_are_spread_too() {
         let mut lapse = Lapse::new(OnLapse::Hold);
         let mut few = 10;
