@@ -17,6 +17,8 @@ pub struct Config {
     pub public_url: Option<String>,
     /// The folder of the store and of the master key.
     pub data: PathBuf,
+    /// Whether that store goes on from where it ended.
+    pub store_is: StoreIs,
     /// The master key; made in `data` at the first start and kept there when not given.
     pub master_key: Option<MasterKey>,
     /// The operators' token, needed when `admin` is beyond loopback.
@@ -43,6 +45,17 @@ pub struct Config {
     pub forget_ms: u64,
 }
 
+/// What an operator says of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreIs {
+    /// The one that the last broker of this cluster ran on.
+    #[default]
+    Current,
+    /// A copy from before, and whatever ran on a newer one will not run again: the broker goes on far
+    /// above every term and epoch that it may have given out since.
+    Restored,
+}
+
 impl Config {
     /// The defaults, on loopback, with the store in `data`.
     #[must_use]
@@ -53,6 +66,7 @@ impl Config {
             node_link: SocketAddr::from(([127, 0, 0, 1], 7402)),
             public_url: None,
             data,
+            store_is: StoreIs::Current,
             master_key: None,
             operator_token: None,
             node_token: None,

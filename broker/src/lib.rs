@@ -33,7 +33,7 @@ pub mod routes;
 pub mod store;
 mod telemetry;
 
-pub use config::Config;
+pub use config::{Config, StoreIs};
 pub use error::BrokerError;
 pub use random::NoRandomness;
 
@@ -104,6 +104,12 @@ struct Listeners {
     node_link: TcpListener,
 }
 
+/// How many starts of a broker a restored store may be behind.
+const RESTORED_TERMS: u64 = 1_000;
+/// How many epochs it may be behind: a quarter of an hour of 1,000 assignments a second. Nodes that live
+/// know better, and are believed.
+const RESTORED_EPOCHS: u64 = 1_000_000;
+
 impl Broker {
     /// Opens the store, binds the listeners, begins a term, and publishes the routes that the store
     /// knows. In this order, so that a port in use costs no term, and a damaged store no port.
@@ -129,7 +135,7 @@ impl Broker {
 
         keys::make_data_folder(&config.data)?;
         let mut store: Box<dyn Store> = Box::new(store);
-        let (mut store, stored) = blocking(move || store.load().map(|stored| (store, stored))).await?;
+        let (mut store, mut stored) = blocking(move || store.load().map(|stored| (store, stored))).await?;
         let master = match config.master_key.clone() {
             Some(master) => master,
             // After the store was locked, so that two brokers do not each make one.
@@ -141,6 +147,10 @@ impl Broker {
             Some(cluster) => cluster,
             None => ClusterId::from_bits(random::bits()?),
         };
+        if config.store_is == StoreIs::Restored {
+            stored.term = stored.term.plus(RESTORED_TERMS);
+            stored.epochs_reserved = stored.epochs_reserved.plus(RESTORED_EPOCHS);
+        }
         let term = stored.term.next();
         if term == stored.term {
             return Err(BrokerError::TermsUsedUp);

@@ -288,7 +288,8 @@ pub(crate) fn note(notice: &Notice) {
                     %node,
                     pace = word,
                     ppm,
-                    "the node's clock runs at another pace than this broker's: leases count on less than half                      a percent; it gets no new teams. Mend its clock, or drain it"
+                    "the node's clock runs at another pace than this broker's, and leases count on less than half a \
+                     percent: it gets no new teams. Mend its clock, or drain it"
                 ),
             }
         }

@@ -72,6 +72,28 @@ async fn a_hundred_puts_at_once_for_a_new_team_make_one_assignment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_was_restored_goes_on_far_above_what_it_may_have_granted() {
+    let data = tempfile::tempdir().unwrap();
+    let broker = Running::start(config(data.path())).await;
+    let node = FakeNode::join(broker.node_link, "node-1", 1).await;
+    broker.wait_ready(1).await;
+    let first = broker.admin("PUT", "/v1/teams/before", "").await.json()["epoch"].as_u64();
+    let term = broker.term;
+    broker.stop().await;
+    node.kill().await;
+
+    let mut config = config(data.path());
+    config.store_is = usher_broker::StoreIs::Restored;
+    let broker = Running::start(config).await;
+    assert_eq!(broker.term, term + 1_001);
+    let _node = FakeNode::join(broker.node_link, "node-1", 2).await;
+    broker.wait_ready(1).await;
+    let later = broker.admin("PUT", "/v1/teams/after", "").await.json()["epoch"].as_u64();
+    assert!(later > first.map(|first| first + 1_000_000), "{later:?}");
+    broker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_first_connect_makes_a_team_and_every_way_leads_to_its_node() {
     let data = tempfile::tempdir().unwrap();
     let broker = Running::start(config(data.path())).await;

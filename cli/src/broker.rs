@@ -32,6 +32,10 @@ pub(crate) struct BrokerArgs {
     /// TOML file; its `broker` table holds any of the settings below
     #[arg(long, env = "USHER_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The data folder is an old copy, and whatever ran on a newer one will not run again: go on above
+    /// everything that it may have granted since. For this one start
+    #[arg(long)]
+    restored: bool,
     #[command(flatten)]
     settings: BrokerSettings,
 }
@@ -145,6 +149,9 @@ fn configure(args: &BrokerArgs) -> anyhow::Result<(usher_broker::Config, BrokerS
         flags.client_token_file.as_deref(),
         file.client_token_file.as_deref(),
     )?;
+    if args.restored {
+        config.store_is = usher_broker::StoreIs::Restored;
+    }
     config.public_url = settings.public_url.clone().or(config.public_url);
     config.auto_create = settings.auto_create.or(config.auto_create);
     set(&mut config.clients, settings.clients);

@@ -126,8 +126,11 @@ pub fn decide(shown: Shown<'_>, here: Here<'_>) -> Verdict {
     }
     let held = here.tenure == Tenure::Held(claims.epoch);
     let lost = here.contact == Contact::Lost;
-    if resumes && !(held && lost) {
+    if resumes && !lost {
         return Verdict::SendBack(Refusal::BrokerHeard);
+    }
+    if resumes && !held {
+        return Verdict::SendBack(Refusal::OldEpoch);
     }
     let kept = held && (lost || planted::is(Bug::ExpiredTicketWhileConnected)) && !resumes;
     if shown.age == Age::Expired && !kept {

@@ -97,6 +97,12 @@ impl Authority {
         self.met.map(|met| met.cluster)
     }
 
+    /// The broker of the highest term seen, once one was met.
+    #[must_use]
+    pub fn broker(&self) -> Option<BrokerId> {
+        self.met.map(|met| met.broker)
+    }
+
     /// The highest term seen; zero before the first.
     #[must_use]
     pub fn highest_term(&self) -> Term {

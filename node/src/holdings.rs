@@ -193,7 +193,10 @@ impl Holdings {
                     hold.state = HoldState::Owned;
                 }
                 hold.grant.clone_from(&assign.grant);
-                hold.confirmed = link;
+                // Nor does it confirm what it does not say.
+                if assign.state == hold.state {
+                    hold.confirmed = link;
+                }
             }
             None if self.taken.surpasses(team, assign.epoch) => return effects,
             // A team cannot come here by the very move that takes it away, or by an older one.

@@ -85,6 +85,9 @@ enum State {
         close_at: Timestamp,
         each_time: u32,
     },
+    /// Everything is being closed.
+    Fencing,
+    /// Everything was closed.
     Fenced,
 }
 
@@ -105,19 +108,18 @@ impl Lapse {
             return Step::Nothing;
         }
         if self.on_lapse == OnLapse::Fence {
-            let before = std::mem::replace(&mut self.state, State::Fenced);
-            return if before == State::Fenced {
-                Step::Nothing
-            } else {
-                Step::CloseAll
-            };
+            if matches!(self.state, State::Fencing | State::Fenced) {
+                return Step::Nothing;
+            }
+            self.state = State::Fencing;
+            return Step::CloseAll;
         }
         if touch == Touch::Rejoining {
             self.state = State::InTouch;
             return Step::Nothing;
         }
         match &mut self.state {
-            State::InTouch | State::Fenced => {
+            State::InTouch | State::Fencing | State::Fenced => {
                 self.state = State::Holding {
                     ask_at: now.plus(ASK_EVERY_MS),
                     heard_since: None,
@@ -152,6 +154,13 @@ impl Lapse {
                 }
                 Step::Close(*each_time)
             }
+        }
+    }
+
+    /// Everything that [`Step::CloseAll`] asked to be closed is gone.
+    pub fn closed(&mut self) {
+        if self.state == State::Fencing {
+            self.state = State::Fenced;
         }
     }
 
@@ -351,6 +360,17 @@ mod tests {
         assert_eq!(lapse.fence_by(None), None);
         assert_eq!(lapse.fence_by(Some(at(1_000))), Some(at(1_000 + FENCING_MS)));
         assert_eq!(lapse.step(Touch::Rejoining, 5, at(1_000)), Step::CloseAll);
+        assert_eq!(
+            lapse.step(Touch::Lost, 5, at(1_050)),
+            Step::Nothing,
+            "it is being done"
+        );
+        assert_eq!(
+            lapse.fence_by(Some(at(1_000))),
+            Some(at(1_500)),
+            "and not done yet"
+        );
+        lapse.closed();
         assert_eq!(lapse.step(Touch::Lost, 0, at(1_100)), Step::Nothing);
         assert_eq!(lapse.fence_by(Some(at(1_000))), None);
         assert!(lapse.fences() && !lapse.is_cut_off());

@@ -213,6 +213,7 @@ fn hello(floor: &Floor, introduction: &Introduction) -> Hello {
         capacity: config.capacity,
         cluster: state.mandate.cluster(),
         highest_term: state.mandate.highest_term(),
+        broker: state.mandate.broker(),
         highest_grant: state.mandate.highest_grant().cloned(),
     }
 }

@@ -5,7 +5,7 @@
 //! with what is to change and then with what it confirms; only then does it acknowledge heartbeats.
 //! So what an acknowledgement renews is what was named on its own link.
 
-use usher_shared::id::{ClusterId, TeamId};
+use usher_shared::id::{BrokerId, ClusterId, TeamId};
 use usher_shared::link::{Granted, Held, MAX_LIST, MAX_PEERS, Peer, ToNode, Welcome};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
@@ -221,6 +221,12 @@ impl Mandate {
         self.authority.cluster()
     }
 
+    /// The broker of the highest term seen, once one was met.
+    #[must_use]
+    pub fn broker(&self) -> Option<BrokerId> {
+        self.authority.broker()
+    }
+
     /// The highest term seen; zero before the first.
     #[must_use]
     pub fn highest_term(&self) -> Term {
@@ -256,8 +262,9 @@ fn term_of(message: &ToNode) -> Option<Term> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use usher_shared::id::BrokerId;
-    use usher_shared::link::{Activate, Assign, Confirm, HoldState, Revoke, TeamEpoch, TeamSpec};
+    use usher_shared::link::{
+        Activate, Assign, Confirm, Drain, HoldState, Move, Peers, Revoke, TeamEpoch, TeamSpec,
+    };
 
     fn at(ms: u64) -> Timestamp {
         Timestamp::from_millis(ms)
@@ -444,6 +451,61 @@ mod tests {
     }
 
     #[test]
+    fn peers_are_replaced_by_those_told_last_and_bounded() {
+        let peer = |number: usize| Peer {
+            node: format!("n{number}").parse().unwrap(),
+            probe: format!("n{number}:1"),
+        };
+        let peers = |count: usize| (0..count).map(peer).collect::<Vec<_>>();
+        let many = Welcome {
+            peers: peers(MAX_PEERS + 1),
+            ..welcome()
+        };
+        let mut mandate = Mandate::default();
+        mandate.welcome(&many).unwrap();
+        assert_eq!(mandate.peers(), peers(MAX_PEERS));
+        let told = |count: usize| {
+            ToNode::Peers(Peers {
+                peers: peers(count),
+                term: term(1),
+            })
+        };
+        assert_eq!(mandate.obey(told(MAX_PEERS + 1), at(0)), Err(Unheeded::Unknown));
+        assert_eq!(mandate.peers().len(), MAX_PEERS);
+        mandate.obey(told(1), at(0)).unwrap();
+        assert_eq!(mandate.peers(), peers(1));
+        mandate.obey(told(MAX_PEERS), at(0)).unwrap();
+        assert_eq!(mandate.peers(), peers(MAX_PEERS));
+    }
+
+    #[test]
+    fn a_drain_is_obeyed_up_to_its_bound() {
+        let moves = |count: usize| {
+            ToNode::Drain(Drain {
+                operation: "op".parse().unwrap(),
+                reason: "drain".parse().unwrap(),
+                moves: vec![
+                    Move {
+                        team: team(),
+                        held_epoch: epoch(5),
+                        epoch: epoch(6),
+                        to: "n2".parse().unwrap(),
+                        after_ms: 0,
+                    };
+                    count
+                ],
+                by_ms: 0,
+                term: term(1),
+            })
+        };
+        let mut mandate = acting();
+        assert_eq!(mandate.obey(moves(MAX_LIST + 1), at(0)), Err(Unheeded::Unknown));
+        assert_eq!(mandate.may_act(&team(), at(0)), Some(epoch(5)));
+        assert!(mandate.obey(moves(MAX_LIST), at(0)).is_ok());
+        assert_eq!(mandate.may_act(&team(), at(0)), None);
+    }
+
+    #[test]
     fn a_broker_whose_lease_leaves_no_time_to_stop_is_not_followed() {
         let short = Welcome {
             lease_ms: 2_000,
@@ -486,6 +548,7 @@ mod tests {
         assert_eq!(fences.fence_by(), Some(at(5_940)));
         assert_eq!(fences.contact(at(5_440)), Contact::Fenced);
         assert_eq!(fences.step(3, at(5_440)), Step::CloseAll);
+        fences.lapse().closed();
         assert_eq!(fences.fence_by(), None);
     }
 }

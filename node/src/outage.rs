@@ -59,6 +59,7 @@ pub(crate) async fn watch(floor: Arc<Floor>) {
             Step::Close(many) => close(&floor, many, RETRY_MS, "cut_off"),
             Step::CloseAll => {
                 let connections = fence(&floor).await;
+                floor.state.lock().mandate.lapse().closed();
                 tracing::error!(
                     connections,
                     "the lease is over: every connection was closed, as this pool fences"

@@ -134,6 +134,9 @@ pub struct Hello {
     /// The highest term it has seen.
     #[serde(default)]
     pub highest_term: Term,
+    /// The broker of that term: another one that claims the same term runs on a copy of the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerId>,
     /// The grant with the highest epoch that it ever got, held still or not: epochs are counted for the
     /// whole cluster, so a broker restored from an old copy learns here how far the counter had come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -479,6 +482,8 @@ pub enum RefusedCode {
     NameTaken,
     /// The node belongs to another cluster.
     Cluster,
+    /// The node follows another broker of the same term: one of the two runs on a copy of the store.
+    TwoBrokers,
     /// The pool is full.
     PoolFull,
     /// A message broke a bound or came out of order.

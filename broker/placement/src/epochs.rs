@@ -16,6 +16,8 @@ const REGRESSED_MARGIN: u64 = 1_000_000;
 /// The one counter of epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epochs {
+    /// Where this run began: earlier ones gave out what is below.
+    began: Epoch,
     next: Epoch,
     /// The first that is not reserved in the store.
     reserved: Epoch,
@@ -30,6 +32,7 @@ impl Epochs {
     /// Goes on where the store says that nothing was reserved yet.
     pub(crate) fn after(reserved: Epoch) -> Self {
         Self {
+            began: reserved,
             next: reserved,
             reserved,
         }
@@ -46,6 +49,11 @@ impl Epochs {
     /// Whether this store may have given `epoch` out.
     pub(crate) fn covers(&self, epoch: Epoch) -> bool {
         epoch < self.next
+    }
+
+    /// Whether an earlier run on this store may have given `epoch` out.
+    pub(crate) fn is_from_before(&self, epoch: Epoch) -> bool {
+        epoch < self.began
     }
 
     /// A node has shown an epoch that this store never gave out: goes on far above it.
@@ -107,6 +115,7 @@ mod tests {
         assert_eq!(epochs.take(), (epoch(1_001_000), None));
         assert_eq!(epochs.surpass(epoch(1_001_000)), None);
         assert!(epochs.covers(epoch(1_001_000)) && !epochs.covers(epoch(1_001_001)));
+        assert!(epochs.is_from_before(epoch(999)) && !epochs.is_from_before(epoch(1_000)));
     }
 
     #[test]

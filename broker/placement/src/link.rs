@@ -131,6 +131,15 @@ impl Core {
             );
             return Some((RefusedCode::BadMessage, detail));
         }
+        let other = hello.broker.filter(|broker| *broker != self.broker);
+        if hello.cluster.is_some() && hello.highest_term == self.term && other.is_some() {
+            let detail = format!(
+                "the node follows another broker of term {}: one of the two runs on a copy of the store. Stop \
+                 the one that does; if it is the other that is gone for good, start this one with --restored",
+                self.term
+            );
+            return Some((RefusedCode::TwoBrokers, detail));
+        }
         match self.nodes.get(&hello.node) {
             None if self.nodes.len() >= self.settings.max_nodes => Some((
                 RefusedCode::PoolFull,
@@ -243,6 +252,7 @@ impl Core {
             node: id,
             teams: u32::try_from(teams).unwrap_or(u32::MAX),
         });
+        self.tell_lonely_peers();
         self.end_grace_early();
         self.place_waiting(now);
     }

@@ -43,7 +43,16 @@ impl Core {
             return;
         }
         self.peers_told = now;
-        let linked = self.nodes.values().filter(|node| node.is_heard());
+        self.tell_where(|_| true);
+    }
+
+    /// Tells nodes that were told of too few, as the first of a new pool were: there is one more now.
+    pub(crate) fn tell_lonely_peers(&mut self) {
+        self.tell_where(|node| node.peers.len() < MAX_PEERS);
+    }
+
+    fn tell_where(&mut self, chosen: impl Fn(&Node) -> bool) {
+        let linked = self.nodes.values().filter(|node| node.is_heard() && chosen(node));
         let changed: Vec<(NodeId, Vec<Peer>)> = linked
             .map(|node| (node.id().clone(), self.peers_of(node.id())))
             .filter(|(id, peers)| self.nodes.get(id).is_some_and(|node| node.peers != *peers))

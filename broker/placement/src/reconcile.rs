@@ -186,10 +186,10 @@ impl Core {
 
     /// A genuine grant for a team that the store does not know. Either the store is older than the team, or
     /// the team was deleted in an earlier run while the node was away: connections are worth more than a
-    /// name that an idle team loses again by itself. But where this store may have given the epoch out, the
-    /// team may have been surpassed since, so it goes on under a new one.
+    /// name that an idle team loses again by itself. But where an earlier run on this store may have given the
+    /// epoch out, the team may have been surpassed since, so it goes on under a new one.
     fn adopt_unknown(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
-        let may_be_surpassed = self.epochs.covers(held.epoch);
+        let may_be_surpassed = self.epochs.is_from_before(held.epoch);
         self.adopt(id, held, now);
         if !may_be_surpassed {
             return;

@@ -160,7 +160,8 @@ impl Settings {
                 least,
             });
         }
-        let shortest = self.lease_ms - self.lease_ms * self.clock_rate_ppm / 1_000_000;
+        // Rounded as the nodes round: what this broker starts with, they accept.
+        let shortest = self.lease_ms - (self.lease_ms * self.clock_rate_ppm).div_ceil(1_000_000);
         if shortest <= self.fencing_ms + 2 * self.heartbeat_ms {
             return Err(SettingsError::NoTimeToFence {
                 lease_ms: self.lease_ms,

@@ -5,7 +5,8 @@
 mod world;
 
 use usher_placement::{Ask, Event, Notice, Pace, Settings};
-use usher_shared::link::{Granted, HoldState, TeamEpoch};
+use usher_shared::id::BrokerId;
+use usher_shared::link::{Granted, HoldState, RefusedCode, TeamEpoch};
 use usher_shared::quantity::{Epoch, Term};
 use usher_shared::rest::{Cause, Gate};
 use world::{World, grants, node, pool, team};
@@ -313,4 +314,27 @@ fn the_first_node_back_after_a_restart_is_told_of_nodes_that_are_not_back_yet() 
     world.restart_broker(Settings::default());
     world.connect("b");
     assert_eq!(peers(&world, "b"), ["c", "a"]);
+}
+
+#[test]
+fn a_node_that_follows_another_broker_of_the_same_term_is_refused_with_the_remedy() {
+    let mut world = pool(&["a", "b"], 2);
+    let before = world.core.status(world.now).term;
+    world.cut("a");
+    world.nodes.get_mut(&node("a")).unwrap().hello.broker = Some(BrokerId::from_bits(99));
+    world.say_hello("a");
+    let (_, refused) = world.closed.last().unwrap();
+    assert_eq!(refused.code, RefusedCode::TwoBrokers);
+    assert!(refused.detail.contains("--restored"), "{refused:?}");
+    assert_eq!(world.core.status(world.now).term, before);
+    // One that followed it under an earlier term is welcome.
+    world.restart_broker(Settings::default());
+    world.say_hello("a");
+    assert_eq!(world.closed.len(), 1);
+}
+
+#[test]
+fn the_first_node_of_a_new_pool_is_told_of_those_that_come_after_it() {
+    let world = pool(&["a", "b", "c", "d", "e"], 0);
+    assert_eq!(peers(&world, "a"), ["b", "c", "d"]);
 }

@@ -165,9 +165,11 @@ impl<A: Application> Session<A> {
                     self.application.on(Event::Lost(&ending));
                     lost_at = Some(Instant::now());
                     backoff.lived(since.elapsed());
+                    // No broker can read a node's own ticket.
+                    let resumed = resume.as_ref() == Some(&live.url);
                     knock = Knock {
                         url: None,
-                        ticket: ticket(&live.url),
+                        ticket: ticket(&live.url).filter(|_| !resumed),
                         from: live.connection,
                     };
                     let url = &live.url;

@@ -68,6 +68,7 @@ impl Process {
             },
             cluster: self.mandate.cluster(),
             highest_term: self.mandate.highest_term(),
+            broker: self.mandate.broker(),
             highest_grant: self.mandate.highest_grant().cloned(),
         })
     }

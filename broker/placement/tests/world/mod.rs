@@ -205,6 +205,7 @@ impl World {
             },
             cluster: None,
             highest_term: Term::default(),
+            broker: None,
             highest_grant: None,
         }
     }
@@ -504,6 +505,7 @@ impl World {
             ToNode::Welcome(welcome) => {
                 fake.peers = welcome.peers;
                 fake.hello.cluster = Some(welcome.cluster);
+                fake.hello.broker = Some(welcome.broker);
                 fake.hello.highest_term = fake.hello.highest_term.max(welcome.term);
             }
             ToNode::HeartbeatAck { seq, .. } => fake.acks.push(seq),
