@@ -4,7 +4,7 @@
 
 mod world;
 
-use usher_placement::{Ask, Event, Notice, Pace, Settings};
+use usher_placement::{Ask, Event, LinkId, Notice, Pace, Settings};
 use usher_shared::id::BrokerId;
 use usher_shared::link::{Granted, HoldState, RefusedCode, TeamEpoch};
 use usher_shared::quantity::{Epoch, Term};
@@ -337,4 +337,85 @@ fn a_node_that_follows_another_broker_of_the_same_term_is_refused_with_the_remed
 fn the_first_node_of_a_new_pool_is_told_of_those_that_come_after_it() {
     let world = pool(&["a", "b", "c", "d", "e"], 0);
     assert_eq!(peers(&world, "a"), ["b", "c", "d"]);
+}
+
+/// A node that hears nothing from here on, on a link that stands: what it says comes through.
+fn deaf(world: &mut World, name: &str) -> LinkId {
+    world.nodes.get_mut(&node(name)).unwrap().link.take().unwrap()
+}
+
+#[test]
+fn the_end_of_an_earlier_owner_gives_nothing_to_who_waits_for_a_later_one() {
+    let mut world = pool(&["a", "b", "c"], 1);
+    let first = world.owner("t0").unwrap();
+    // Obeys, and so the second owns the team in full.
+    world.drain(&first);
+    world.advance(1_000);
+    let second = world.owner("t0").unwrap();
+    assert_eq!(state(&world, &second, "t0"), Some(HoldState::Owned));
+    deaf(&mut world, &second);
+    world.drain(&second);
+    world.advance(1_000);
+    let third = world.owner("t0").unwrap();
+    assert!(third != first && third != second);
+    assert_eq!(state(&world, &third, "t0"), Some(HoldState::Prepared));
+    world.kill_with_witness(&first);
+    world.advance(1_000);
+    assert_eq!(
+        state(&world, &third, "t0"),
+        Some(HoldState::Prepared),
+        "the second may act still"
+    );
+    world.advance(7_000);
+    assert_eq!(state(&world, &third, "t0"), Some(HoldState::Owned));
+}
+
+#[test]
+fn a_stale_word_of_the_last_owner_does_not_free_a_deleted_name() {
+    let mut world = pool(&["a", "b", "c"], 3);
+    let owner = world.owner("t0").unwrap();
+    let stale = TeamEpoch {
+        team: team("t0"),
+        epoch: world.epoch("t0"),
+    };
+    // It goes away and comes back, under a newer epoch.
+    world.drain(&owner);
+    world.advance(1_000);
+    assert_ne!(world.owner("t0").as_ref(), Some(&owner));
+    world.ask(Ask::Undrain { node: node(&owner) }).unwrap();
+    let now_at = world.owner("t0").unwrap();
+    let link = deaf(&mut world, &now_at);
+    world.ask(Ask::Delete { team: team("t0") }).unwrap();
+    world.ask(Ask::Cordon { node: node(&now_at) }).unwrap();
+    world.tell(Event::Released { link, held: stale });
+    let new = world.place("t0");
+    assert_eq!(state(&world, &new, "t0"), Some(HoldState::Prepared));
+}
+
+#[test]
+fn a_prepared_owner_that_is_back_before_the_fence_waits_for_it() {
+    let mut world = pool(&["a", "b"], 2);
+    let owner = world.owner("t0").unwrap();
+    let holding = world.nodes.get_mut(&node(&owner)).unwrap();
+    holding.held.get_mut(&team("t0")).unwrap().state = HoldState::Prepared;
+    world.restart_broker(Settings::default());
+    world.connect(&owner);
+    world.advance(6_000);
+    assert_eq!(state(&world, &owner, "t0"), Some(HoldState::Prepared));
+    world.advance(1_000);
+    assert_eq!(state(&world, &owner, "t0"), Some(HoldState::Owned));
+}
+
+#[test]
+fn a_deleted_team_stays_deleted_however_late_its_node_comes_back() {
+    let mut world = pool(&["a", "b"], 4);
+    let owner = world.owner("t0").unwrap();
+    world.cut(&owner);
+    world.ask(Ask::Delete { team: team("t0") }).unwrap();
+    world.nodes.get_mut(&node(&owner)).unwrap().beats = false;
+    world.advance(60_000);
+    world.nodes.get_mut(&node(&owner)).unwrap().beats = true;
+    world.connect(&owner);
+    assert_eq!(world.core.team(&team("t0"), world.now), None);
+    assert_eq!(state(&world, &owner, "t0"), None);
 }
