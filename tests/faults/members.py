@@ -24,10 +24,10 @@ class Member:
     def _ask(self):
         address = address_of(self.url)
         fields = {"Host": "{}:{}".format(*address), **upgrade()}
-        head = f"GET {target_of(self.url)} HTTP/1.1\r\n" + "".join(f"{key}: {value}\r\n" for key, value in fields.items())
+        lines = [f"GET {target_of(self.url)} HTTP/1.1", *(f"{key}: {value}" for key, value in fields.items()), "", ""]
         with self._fleet.among_clients():
             self._stream = socket.create_connection(address, timeout=BACK_WITHIN_S)
-        self._stream.sendall(head.encode() + b"\r\n")
+        self._stream.sendall("\r\n".join(lines).encode())
 
     def answered(self):
         """The status of the answer to its handshake."""

@@ -117,7 +117,8 @@ def test_twenty_nodes_that_register_at_once_are_reconciled_well_within_the_grace
     assert took_s < DEAD_AFTER_S / 2, f"{took_s:.2f} s"
     fault(
         f"all reconciled in less than half of the grace of {DEAD_AFTER_S} s",
-        f"{nodes} nodes with {min(counts)} to {max(counts)} teams each: all ready {took_s:.2f} s after the broker's start",
+        f"{nodes} nodes with {min(counts)} to {max(counts)} teams each: all ready {took_s:.2f} s after the start of the"
+        f" broker",
     )
 
 

@@ -54,17 +54,33 @@ impl Core {
         let Some(lease_ms) = lease_ms else { return };
         for node in self.nodes.values_mut() {
             node.clock_pace.begin();
-            match &mut node.seen {
-                Seen::Expected { heard } | Seen::Joining { heard, .. } | Seen::Linked { heard, .. } => {
-                    *heard = now
-                }
-                Seen::Unlinked { heard, .. } => *heard = now,
-                Seen::Dead { .. } => {}
-            }
         }
+        self.begin_patience_anew(now);
         self.mode = Mode::Grace {
             until: now.plus(self.settings.dead_after_ms(lease_ms)),
         };
+    }
+
+    /// Every node that is not dead gets a whole lease from now on before its silence counts.
+    fn begin_patience_anew(&mut self, now: Timestamp) {
+        for node in self.nodes.values_mut() {
+            match &mut node.seen {
+                Seen::Expected { heard } | Seen::Joining { heard, .. } | Seen::Linked { heard, .. } => {
+                    *heard = now;
+                }
+                Seen::Unlinked {
+                    heard,
+                    hint,
+                    probe_at,
+                } => {
+                    *heard = now;
+                    // What refused then may answer by now: it is asked again.
+                    *hint = Hint::None;
+                    *probe_at = Some(now);
+                }
+                Seen::Dead { .. } => {}
+            }
+        }
     }
 
     /// The grace is over as soon as every node that was known has reported.
@@ -201,8 +217,10 @@ impl Core {
         for id in gone {
             self.forget_node(&id, now);
         }
+        let was_held = self.mode == Mode::SelfPreservation;
         self.weigh_silence(now);
-        if self.mode == Mode::SelfPreservation {
+        if was_held || self.mode == Mode::SelfPreservation {
+            // Also when it has just ended: whose time was over has a new one.
             return;
         }
         for (id, evidence) in over {
@@ -230,6 +248,10 @@ impl Core {
             _ => return,
         };
         self.mode = if on { Mode::SelfPreservation } else { Mode::Normal };
+        if !on {
+            // Some are back, so the others may be on their way: what cut them all off has ended.
+            self.begin_patience_anew(now);
+        }
         self.notice(Notice::SelfPreservation {
             on,
             silent: count,

@@ -258,6 +258,49 @@ fn self_preservation_ends_by_itself_when_the_nodes_are_heard_again() {
 }
 
 #[test]
+fn when_a_silent_half_comes_back_node_by_node_the_last_has_a_lease_to_do_so() {
+    let mut world = pool(&["a", "b", "c", "d"], 40);
+    let before = world.spread();
+    for name in ["a", "b"] {
+        world.cut(name);
+        world.nodes.get_mut(&node(name)).unwrap().beats = false;
+    }
+    let incarnation = world.nodes[&node("b")].hello.incarnation;
+    let refused = |world: &mut World| {
+        world.tell(Event::Probed {
+            node: node("b"),
+            incarnation,
+            outcome: ProbeOutcome::Refused,
+        });
+    };
+    refused(&mut world);
+    world.advance(20_000);
+    assert_eq!(world.core.status(world.now).state, BrokerState::SelfPreservation);
+    world.nodes.get_mut(&node("a")).unwrap().beats = true;
+    world.connect("a");
+    world.advance(6_000);
+    assert_eq!(world.core.status(world.now).state, BrokerState::Ready);
+    assert_eq!(world.spread(), before, "what refused before is asked again");
+    world.nodes.get_mut(&node("b")).unwrap().beats = true;
+    world.connect("b");
+    world.advance(10_000);
+    assert_eq!(world.spread(), before);
+    // The same, and this time it stays away.
+    for name in ["a", "b"] {
+        world.cut(name);
+        world.nodes.get_mut(&node(name)).unwrap().beats = false;
+    }
+    world.advance(20_000);
+    world.nodes.get_mut(&node("a")).unwrap().beats = true;
+    world.connect("a");
+    world.advance(1_000);
+    refused(&mut world);
+    world.advance(200);
+    assert_eq!(world.spread()["b"], 0, "it refuses still");
+    world.check();
+}
+
+#[test]
 fn a_whole_zone_that_falls_silent_is_believed() {
     let mut world = World::new();
     for name in ["a1", "a2", "b1", "b2", "b3"] {
