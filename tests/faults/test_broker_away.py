@@ -1,5 +1,6 @@
 """A broker that is away for long, and a pool that comes back to it all at once."""
 
+import contextlib
 import http.client
 import signal
 import socket
@@ -24,10 +25,12 @@ class Member:
         self.team = team
         way = ask(fleet.clients, f"/connect/{team}", headers={"Accept": "application/json"}).json
         self.node, self._url = way["node"], way["url"]
+        self._open = contextlib.ExitStack()
         self.dial()
 
     def dial(self):
-        self._socket = connect(self._url, open_timeout=BACK_WITHIN_S, ping_interval=None)
+        self.close()
+        self._socket = self._open.enter_context(connect(self._url, open_timeout=BACK_WITHIN_S, ping_interval=None))
 
     def cut(self):
         """Ends it without a Close, as a network does."""
@@ -37,7 +40,7 @@ class Member:
         return self._socket.state is State.OPEN
 
     def close(self):
-        self._socket.close()
+        self._open.close()
 
 
 def settled(fleet):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 from fleet.crowd import owners, wait_for_connections
@@ -278,19 +279,26 @@ def test_a_long_and_bad_line_is_no_death(scatter, fault, for_s):
     fleet = scatter(3, slow={"node-1": (delay_s, loss)})
     (line,) = fleet.network.lines
     for number in range(30):
-        assert fleet.rest("PUT", f"/v1/teams/t{number}", {}).status == 201
+        pin = {"node": "node-1", "seconds": 3_600}
+        assert fleet.rest("PUT", f"/v1/teams/t{number}", {"pin": pin}).json["node"] == "node-1"
     before = owners(fleet)
-    remaining = [eventually_now("it has a lease", lambda: node_metric(fleet, "node-1", LEASE_REMAINING))]
+    left = [eventually_now("it has a lease", lambda: node_metric(fleet, "node-1", LEASE_REMAINING))]
 
     def lives():
-        remaining.append(node_metric(fleet, "node-1", LEASE_REMAINING))
-        return owners(fleet) == before and remaining[-1] > 0
+        left.append(node_metric(fleet, "node-1", LEASE_REMAINING))
+        return owners(fleet) == before
 
-    throughout(for_s, "the lease runs, and every team has its owner", lives)
-    assert "is dead" not in fleet.processes["broker"].text()
-    fell_silent = fleet.processes["broker"].text().count("node fell silent")
+    try:
+        throughout(for_s, "every team has its owner", lives)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{fleet.log()}") from None
+    said = fleet.processes["broker"].text()
+    assert "is dead" not in said, said
+    # A lease that is over for a moment costs a pause of exclusive effects, and no team.
+    lapses = sum(before > 0 and after == 0 for before, after in pairwise(left))
     fault(
         "no false death",
-        f"{for_s:.0f} s with {delay_s * 1000:.0f} ms each way and {loss:.0%} loss ({line.lost} of {line.lost + line.passed}"
-        f" packets): shortest lease left {min(remaining):.2f} s, seen as silent {fell_silent} times, no death",
+        f"{for_s:.0f} s with {delay_s * 1000:.0f} ms each way and {loss:.0%} loss"
+        f" ({line.lost} of {line.lost + line.passed} packets): shortest lease left {min(left):.2f} s, {lapses} lapses,"
+        f" seen as silent {said.count('node fell silent')} times, no death",
     )

@@ -436,6 +436,39 @@ fn in_the_grace_after_a_start_owners_change_on_proof_only() {
 }
 
 #[test]
+fn in_the_grace_neither_a_knock_nor_a_drain_nor_a_wish_moves_a_team() {
+    let mut world = pool(&["a", "b", "c"], 90);
+    let (of_a, of_c) = (teams_of(&world, "a"), teams_of(&world, "c"));
+    world.restart_broker(Settings::default());
+    world.connect("a");
+    world.connect("b");
+    let incarnation = world.nodes[&node("c")].hello.incarnation;
+    let knock = Some(Knock {
+        node: node("c"),
+        incarnation,
+        epoch: world.epoch(&of_c[0]),
+    });
+    let ask = Ask::Connect {
+        team: team(&of_c[0]),
+        may_create: true,
+        region: None,
+        knock,
+    };
+    world.ask(ask).unwrap();
+    assert_eq!(world.owner(&of_c[0]).as_deref(), Some("c"));
+    world.drain("a");
+    assert_eq!(world.place(&of_a[0]), "a");
+    world.advance(4_000);
+    assert_eq!(
+        (teams_of(&world, "a"), teams_of(&world, "c")),
+        (of_a.clone(), of_c)
+    );
+    world.advance(10_000);
+    assert!(teams_of(&world, "a").is_empty() && teams_of(&world, "c").is_empty());
+    world.check();
+}
+
+#[test]
 fn after_the_grace_a_node_that_did_not_come_back_is_dead() {
     let mut world = pool(&["a", "b", "c"], 90);
     world.restart_broker(Settings::default());
