@@ -5,6 +5,7 @@
 //! thread, and carries out the rest in order once [`Pipeline`] lets it pass.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -39,6 +40,8 @@ const RETRY_MS: u64 = 1_000;
 /// A batch that takes longer than this counts as stalled: half of what a node with the shortest
 /// usual lease can wait for its acknowledgement.
 const STALLED_MS: u64 = 1_000;
+/// A store that is at one batch for so long counts as failing: clients are told so, and not only to wait.
+const STUCK_MS: u64 = 5_000;
 /// How long a stop waits for the last batch.
 const LAST_BATCH: Duration = Duration::from_secs(5);
 
@@ -155,7 +158,9 @@ fn commit_batches(
 ) {
     while let Ok(batch) = batches.recv() {
         let began = Instant::now();
-        let outcome = store.commit(&batch);
+        // A panic must not end this thread in silence: the loop would wait for its answer for ever.
+        let committed = catch_unwind(AssertUnwindSafe(|| store.commit(&batch)));
+        let outcome = committed.unwrap_or_else(|_| Err(StoreError::GaveUp));
         let took = began.elapsed();
         if done.blocking_send(StoreDone { batch, took, outcome }).is_err() {
             return;
@@ -176,7 +181,10 @@ impl EventLoop {
         stop: CancellationToken,
         settled: tokio::sync::oneshot::Sender<()>,
     ) {
-        self.pump(clock::boottime());
+        let now = clock::boottime();
+        // Before anybody is told that it has started, or it would look stuck for a moment.
+        self.vitals.beat(now);
+        self.pump(now);
         let settle: Reply = Box::new(move || {
             let _ = settled.send(());
         });
@@ -223,7 +231,12 @@ impl EventLoop {
             at = at.min(*retry_at);
         }
         if let Some(since) = self.handed_over {
-            at = at.min(since.plus(STALLED_MS));
+            let now = clock::boottime();
+            // What is past has been seen to, and must not keep the loop awake.
+            let ahead = [STALLED_MS, STUCK_MS].map(|millis| since.plus(millis));
+            for due in ahead.into_iter().filter(|due| *due > now) {
+                at = at.min(due);
+            }
         }
         at
     }
@@ -286,11 +299,15 @@ impl EventLoop {
         if let Some(batch) = self.pipeline.next_batch() {
             self.hand_over(batch, now);
         }
-        if self
-            .handed_over
-            .is_some_and(|since| now.since(since) >= STALLED_MS)
-        {
+        let at_it_ms = self.handed_over.map_or(0, |since| now.since(since));
+        if at_it_ms >= STALLED_MS {
             self.pipeline.set_pace(Pace::Stalled, &mut self.ready);
+        }
+        if at_it_ms >= STUCK_MS && !self.vitals.set_store_failing(true) {
+            tracing::error!(
+                at_it_ms,
+                "the store has been at one batch for long; nothing is granted until it is done"
+            );
         }
         self.carry_out();
     }

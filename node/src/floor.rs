@@ -263,7 +263,9 @@ impl Floor {
         if state.mandate.holdings.opened(team, now) == Opened::Reported {
             self.report_arrival(state, knock, id);
         }
+        // A client that was cut off and is gone already has its old name again.
         if let Some(replaced) = state.spent.spend(&knock.claims.jti, id, now)
+            && replaced != id
             && let Some(replaced) = roster.member(replaced)
         {
             let goodbye = Goodbye::retry(CloseCode::Elsewhere, "replaced", jitter(1_000));

@@ -264,3 +264,22 @@ async fn a_full_node_says_so() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_client_that_was_cut_off_comes_back_with_the_ticket_it_had() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    let path = format!("/teams/T1?ticket={}", rig.ticket("T1", 5));
+    let cut = rig.dial(&path, &[]).await.unwrap();
+    drop(cut);
+    rig.broker
+        .hears(|message| match message {
+            ToBroker::Heartbeat(heartbeat) => (heartbeat.connections == 0).then_some(()),
+            _ => None,
+        })
+        .await;
+    let mut again = rig.dial(&path, &[]).await.map(Client).unwrap();
+    let mut mate = rig.joins("T1", 5).await;
+    mate.says("are you there").await;
+    assert_eq!(again.hears().await, "are you there");
+}

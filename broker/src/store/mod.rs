@@ -90,6 +90,9 @@ pub enum StoreError {
         /// The store's folder.
         path: String,
     },
+    /// It panicked in the middle of its work. The next attempt opens it anew.
+    #[error("the store gave up in the middle of a write; it is tried again")]
+    GaveUp,
     /// No space is left.
     #[error("the disk that holds the store in {path} is full; free some space there")]
     DiskFull {
