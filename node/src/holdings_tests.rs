@@ -308,3 +308,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_was_taken_is_remembered_for_its_link_only() {
+    let mut holdings = Holdings::default();
+    assert_eq!(holdings.revoke(&revoke(6)), [say(ToBroker::Released, 6)]);
+    assert_eq!(holdings.assign(&assign(6, OWNED), 1, at(0)), []);
+    holdings.begin_link();
+    assert_eq!(holdings.assign(&assign(6, OWNED), 2, at(0)), [open()]);
+}
+
+#[test]
+fn the_memory_of_what_was_taken_is_bounded_and_forgets_the_oldest_first() {
+    let mut holdings = Holdings::default();
+    let named = |number: usize| team(&format!("X{number}"));
+    for number in 0..=MAX_TAKEN {
+        let taken = Revoke {
+            team: named(number),
+            ..revoke(6)
+        };
+        let _ = holdings.revoke(&taken);
+    }
+    let given = |number: usize| Assign {
+        team: named(number),
+        ..assign(5, OWNED)
+    };
+    assert_eq!(holdings.assign(&given(1), 1, at(0)), []);
+    assert_eq!(holdings.assign(&given(MAX_TAKEN), 1, at(0)), []);
+    assert_eq!(holdings.assign(&given(0), 1, at(0)), [Effect::Open(named(0))]);
+    assert_eq!(holdings.taken.order.len(), MAX_TAKEN);
+}

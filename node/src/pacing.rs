@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use usher_shared::id::TeamId;
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 
 use crate::holdings::Departing;
@@ -80,6 +81,16 @@ impl Spread {
         let slot = (index / self.per_slot).min(self.slots - 1);
         self.after_ms + u64::from(slot) * STEP_MS
     }
+}
+
+/// How long a client is told to wait: below `bound_ms`, and different for each, or they all come back
+/// at once. `random` is drawn for this client alone.
+#[must_use]
+pub fn jitter(bound_ms: u64, random: u64) -> u64 {
+    if planted::is(Bug::SharedJitter) {
+        return bound_ms / 2;
+    }
+    random % bound_ms.max(1)
 }
 
 impl Pacer {

@@ -89,7 +89,9 @@ async fn a_node_that_is_cut_off_alone_closes_its_connections_and_one_among_many_
 #[tokio::test]
 async fn a_fencing_node_closes_everything_when_its_lease_is_over_and_serves_again_on_a_new_one() {
     let fences = |config: &mut usher_node::Config| config.on_lapse = OnLapse::Fence;
-    let mut rig = Rig::start_with(fences, quick).await;
+    // Long enough that a busy machine does not lapse while all is well.
+    let lease = |welcome: &mut Welcome| welcome.lease_ms = 3_000;
+    let mut rig = Rig::start_with(fences, lease).await;
     rig.gives("T1", 5).await;
     let (mut one, mut two) = (rig.joins("T1", 5).await, rig.joins("T1", 5).await);
     rig.broker.answers(false);

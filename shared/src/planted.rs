@@ -72,11 +72,27 @@ pub enum Bug {
     GrantsUnchecked,
     /// Drains move as fast as they can.
     DrainUnpaced,
+    /// Clients that are closed together are told to come back together.
+    SharedJitter,
+    /// A route is published before the assignment behind it is durable.
+    RouteBeforeWrite,
+    /// A stopping node whose link closes is forgotten although it has not said that it stopped.
+    EmptiedIsGone,
+    /// A dead node is forgotten, and so counts as stopped, while its lease may run.
+    ForgottenBeforeStopped,
+    /// An owner that takes a team over from itself waits for itself to stop.
+    WaitsForItself,
+    /// The answer to a revoke of what was held does not count as having stopped.
+    RevokedIsNotStopped,
+    /// A claim of a higher epoch acts at once beside the owner that this run confirmed.
+    AdoptedBesideOwner,
+    /// With an old store any claim is adopted under its own epoch, also one that was surpassed since.
+    OldClaimAdopted,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 40] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -109,6 +125,14 @@ impl Bug {
         Self::PreparedBeatsOwned,
         Self::GrantsUnchecked,
         Self::DrainUnpaced,
+        Self::SharedJitter,
+        Self::RouteBeforeWrite,
+        Self::EmptiedIsGone,
+        Self::ForgottenBeforeStopped,
+        Self::WaitsForItself,
+        Self::RevokedIsNotStopped,
+        Self::AdoptedBesideOwner,
+        Self::OldClaimAdopted,
     ];
 }
 

@@ -4,13 +4,22 @@
 //! it stopped, is proven dead, or has outlived its lease; after a restart, when nobody remembers who
 //! that was, until every lease of the earlier run is over.
 
-use usher_shared::id::{NodeId, TeamId};
+use usher_shared::id::{Incarnation, NodeId, TeamId};
 use usher_shared::link::{Activate, Held, HoldState, TeamEpoch, ToNode};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
 use crate::core::Core;
 use crate::team::{Activation, Owner};
+
+/// What made a node stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// A move took the team away.
+    Move,
+    /// A move or a revoke did.
+    Any,
+}
 
 impl Core {
     /// What a team that is just being made waits for.
@@ -106,11 +115,17 @@ impl Core {
         self.send(&owner.node, ToNode::Activate(activate));
     }
 
-    /// A node has no exclusive effects any more for what it held of a team up to this epoch.
-    pub(crate) fn stopped(&mut self, id: &NodeId, held: &TeamEpoch) {
+    /// A node has no exclusive effects any more for what it held of a team, because of the order that
+    /// this epoch names: of a move, which is above the epoch held, or of a revoke, which may be that one.
+    pub(crate) fn stopped(&mut self, id: &NodeId, held: &TeamEpoch, order: Order) {
         let awaited = |activation: &Activation| match activation {
             Activation::After { before, since } => {
-                before.node == *id && (held.epoch >= *since || planted::is(Bug::StaleYieldCounts))
+                let late_enough = match order {
+                    Order::Move => held.epoch > *since,
+                    Order::Any if planted::is(Bug::RevokedIsNotStopped) => held.epoch > *since,
+                    Order::Any => held.epoch >= *since,
+                };
+                before.node == *id && (late_enough || planted::is(Bug::StaleYieldCounts))
             }
             _ => false,
         };
@@ -147,6 +162,19 @@ impl Core {
             (HoldState::Owned, Activation::At(_)) => self.set_activation(id, Activation::Owned),
             (_, Activation::After { .. }) | (HoldState::Owned, Activation::Owned) => {}
         }
+    }
+
+    /// Whether any team waits for the end of this process's effects, deleted ones included.
+    pub(crate) fn is_waited_for(&self, node: &NodeId, incarnation: Incarnation) -> bool {
+        let by_deleted = |waits_for: &Activation| match waits_for {
+            Activation::After { before, .. } => before.node == *node && before.incarnation == incarnation,
+            _ => false,
+        };
+        self.activating.contains_key(&(node.clone(), incarnation))
+            || self
+                .deleted
+                .values()
+                .any(|deleted| by_deleted(&deleted.waits_for))
     }
 
     /// Gives teams to owners whose predecessor can have no effects any more.

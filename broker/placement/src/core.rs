@@ -17,7 +17,7 @@ use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
 use crate::settings::Settings;
-use crate::team::{Deleted, Owner, Team};
+use crate::team::{Activation, Deleted, Owner, Team};
 
 /// How often the mean is taken anew and the index is rebuilt.
 const TICK_MS: u64 = 1_000;
@@ -40,6 +40,8 @@ pub struct Core {
     pub(crate) started: Timestamp,
     pub(crate) wall_at_start: u64,
     pub(crate) epochs: Epochs,
+    /// Whether a node has shown that the store this run started from is older than what was granted.
+    pub(crate) store_regressed: bool,
     /// By name: a name has one process at a time.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Which node speaks on a link. A link that is not here may say hello and nothing else.
@@ -70,6 +72,8 @@ pub struct Core {
     pub(crate) choices: u64,
     pub(crate) versions: BTreeMap<String, u64>,
     pub(crate) mode: Mode,
+    /// From when on silence counts: what was not heard before may be this broker's own fault.
+    pub(crate) patient_since: Timestamp,
     pub(crate) decisions: BTreeMap<TeamId, VecDeque<Decision>>,
     /// Which team's oldest decision goes next.
     decision_order: VecDeque<TeamId>,
@@ -111,6 +115,7 @@ impl Core {
             started: now,
             wall_at_start: wall_ms,
             epochs: Epochs::after(snapshot.epochs_reserved),
+            store_regressed: false,
             nodes: BTreeMap::new(),
             links: BTreeMap::new(),
             teams: BTreeMap::new(),
@@ -129,6 +134,7 @@ impl Core {
             choices: 0,
             versions: BTreeMap::new(),
             mode,
+            patient_since: now,
             decisions: BTreeMap::new(),
             decision_order: VecDeque::new(),
             commands: VecDeque::new(),
@@ -161,7 +167,8 @@ impl Core {
             let lease_ms = if planted::is(Bug::LoweredLeaseAtOnce) {
                 self.settings.lease_ms
             } else {
-                record.lease_ms.max(self.settings.lease_ms)
+                // Nothing longer was granted: a longer lease is written before it is.
+                record.lease_ms
             };
             // Which of the stored versions is the newest is not known, so none is preferred.
             self.versions.entry(record.hello.version.clone()).or_insert(0);
@@ -178,7 +185,10 @@ impl Core {
                 .filter(|owner| self.nodes.contains_key(&owner.node));
             self.teams.insert(id.clone(), Team { owner: None, ..team });
             match owner {
-                Some(owner) => self.own(&id, owner),
+                Some(owner) => {
+                    self.own(&id, owner);
+                    self.publish_route(&id);
+                }
                 None => {
                     self.unplaced.insert(id);
                 }
@@ -380,7 +390,8 @@ impl Core {
         }
     }
 
-    /// Gives a team to an owner in memory, and publishes its route. The team must have none.
+    /// Gives a team to an owner in memory. The team must have none. The caller writes it, and publishes
+    /// its route only then: what a crash could forget must not be shown.
     pub(crate) fn own(&mut self, id: &TeamId, owner: Owner) {
         let Some(team) = self.teams.get_mut(id) else {
             return;
@@ -391,17 +402,27 @@ impl Core {
             node.weight_sum += u64::from(team.weight.get());
             node.pending.add(pending(&self.pool, team));
         }
-        let route = Route {
-            node: owner.node.clone(),
-            epoch: team.epoch,
-        };
+        // Whoever takes it over from itself waits for nobody.
+        let from_itself = matches!(&team.activation, Activation::After { before, .. } if *before == owner);
         let node = owner.node.clone();
         team.owner = Some(owner);
         self.unplaced.remove(id);
         self.rekey(&node);
+        if from_itself && !planted::is(Bug::WaitsForItself) {
+            self.set_activation(id, Activation::Owned);
+        }
+    }
+
+    /// Tells the route table where a team is.
+    pub(crate) fn publish_route(&mut self, id: &TeamId) {
+        let Some(team) = self.teams.get(id) else { return };
+        let route = team.owner.as_ref().map(|owner| Route {
+            node: owner.node.clone(),
+            epoch: team.epoch,
+        });
         self.command(Command::Route {
             team: id.clone(),
-            route: Some(route),
+            route,
         });
     }
 

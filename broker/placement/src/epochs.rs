@@ -13,11 +13,17 @@ const BLOCK: u64 = 1_000;
 /// an hour, and the counter bears it nine thousand million times.
 const REGRESSED_MARGIN: u64 = 1_000_000;
 
+/// How often a run may go on above a node's word and remember what it gave out before: once for each old
+/// copy, and a run has one store.
+const MAX_RANGES: usize = 64;
+
 /// The one counter of epochs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Epochs {
-    /// Where this run began: earlier ones gave out what is below.
-    began: Epoch,
+    /// What this run gave out before it went on above a node's word: from, and the first not given.
+    gave: Vec<(Epoch, Epoch)>,
+    /// Where it went on last.
+    from: Epoch,
     next: Epoch,
     /// The first that is not reserved in the store.
     reserved: Epoch,
@@ -32,7 +38,8 @@ impl Epochs {
     /// Goes on where the store says that nothing was reserved yet.
     pub(crate) fn after(reserved: Epoch) -> Self {
         Self {
-            began: reserved,
+            gave: Vec::new(),
+            from: reserved,
             next: reserved,
             reserved,
         }
@@ -51,9 +58,10 @@ impl Epochs {
         epoch < self.next
     }
 
-    /// Whether an earlier run on this store may have given `epoch` out.
-    pub(crate) fn is_from_before(&self, epoch: Epoch) -> bool {
-        epoch < self.began
+    /// Whether this run gave `epoch` out: then it knows the team that it was for, or has deleted it.
+    pub(crate) fn gave(&self, epoch: Epoch) -> bool {
+        let within = |(from, to): &(Epoch, Epoch)| *from <= epoch && epoch < *to;
+        within(&(self.from, self.next)) || self.gave.iter().any(within)
     }
 
     /// A node has shown an epoch that this store never gave out: goes on far above it.
@@ -61,7 +69,11 @@ impl Epochs {
         if self.covers(shown) || planted::is(Bug::RegressedEpochsKept) {
             return None;
         }
-        self.next = shown.plus(REGRESSED_MARGIN);
+        if self.gave.len() < MAX_RANGES {
+            self.gave.push((self.from, self.next));
+        }
+        self.from = shown.plus(REGRESSED_MARGIN);
+        self.next = self.from;
         Some(self.reserve(self.next))
     }
 
@@ -115,7 +127,22 @@ mod tests {
         assert_eq!(epochs.take(), (epoch(1_001_000), None));
         assert_eq!(epochs.surpass(epoch(1_001_000)), None);
         assert!(epochs.covers(epoch(1_001_000)) && !epochs.covers(epoch(1_001_001)));
-        assert!(epochs.is_from_before(epoch(999)) && !epochs.is_from_before(epoch(1_000)));
+        assert!(
+            !epochs.gave(epoch(1_000)) && epochs.gave(epoch(1_001_000)) && !epochs.gave(epoch(1_001_001))
+        );
+    }
+
+    #[test]
+    fn what_this_run_gave_is_told_from_what_it_skipped() {
+        let mut epochs = Epochs::after(epoch(10));
+        let _ = epochs.take();
+        let _ = epochs.surpass(epoch(50));
+        let _ = epochs.take();
+        let given: Vec<u64> = [9, 10, 11, 50, 1_000_049, 1_000_050, 1_000_051]
+            .into_iter()
+            .filter(|number| epochs.gave(epoch(*number)))
+            .collect();
+        assert_eq!(given, [10, 1_000_050]);
     }
 
     #[test]

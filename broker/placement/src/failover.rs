@@ -5,6 +5,7 @@
 
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{Refused, RefusedCode};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{Cause, OperationKind};
 
@@ -127,10 +128,7 @@ impl Core {
             let cause = decision.cause;
             self.remember(id, decision);
             self.write_team(id);
-            self.command(Command::Route {
-                team: id.clone(),
-                route: None,
-            });
+            self.publish_route(id);
             self.notice(Notice::Unplaced {
                 team: id.clone(),
                 cause,
@@ -142,7 +140,11 @@ impl Core {
     pub(crate) fn commit_owner(&mut self, id: &TeamId, owner: Owner, decision: Decision) {
         self.took(&decision);
         self.own(id, owner.clone());
+        if planted::is(Bug::RouteBeforeWrite) {
+            self.publish_route(id);
+        }
         self.write_team(id);
+        self.publish_route(id);
         self.notice(Notice::Assigned {
             team: id.clone(),
             node: owner.node,

@@ -10,6 +10,7 @@ use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{DrainPost, TeamKind};
 
+use crate::activation::Order;
 use crate::command::{Command, Notice};
 use crate::core::Core;
 use crate::event::LinkId;
@@ -30,6 +31,10 @@ impl Core {
     pub(crate) fn hello(&mut self, link: LinkId, hello: Hello, now: Timestamp) {
         let id = hello.node.clone();
         if let Some((code, detail)) = self.refuse_hello(link, &hello, now) {
+            if code == RefusedCode::TwoBrokers {
+                self.hear_of(&id, now);
+                self.meet_higher_epoch(&hello);
+            }
             self.notice(Notice::NodeRefused {
                 node: id,
                 detail: detail.clone(),
@@ -46,6 +51,13 @@ impl Core {
         }
         self.meet_higher_term(&hello);
         self.meet_higher_epoch(&hello);
+        // What it has seen was looked at just now. It is no part of who it is, and a node that comes back
+        // unchanged must not have to wait for the store.
+        let hello = Hello {
+            broker: None,
+            highest_grant: None,
+            ..hello
+        };
         if let Some(node) = self.nodes.get(&id) {
             if node.incarnation() != hello.incarnation {
                 // The same name with a new incarnation: the old process is gone, and its sockets with it.
@@ -60,7 +72,10 @@ impl Core {
                 self.command(Command::Close { link: old, refused });
             }
         }
-        let changed = self.nodes.get(&id).is_none_or(|node| node.hello != hello);
+        let known = self
+            .nodes
+            .get(&id)
+            .map(|node| (node.hello.clone(), node.lease_ms));
         let rank = self.version_rank(&hello.version);
         let lease_ms = self.settings.lease_ms;
         let seen = Seen::Joining {
@@ -97,13 +112,34 @@ impl Core {
             }
         }
         self.links.insert(link, id.clone());
-        if changed {
+        let now_known = self
+            .nodes
+            .get(&id)
+            .map(|node| (node.hello.clone(), node.lease_ms));
+        // The lease too: a broker that starts with a shorter one must know how long this one runs.
+        if known != now_known {
             self.write_node(&id);
         }
         self.rekey(&id);
         self.publish_node(&id);
         let welcome = self.welcome(&id);
         self.send(&id, ToNode::Welcome(Box::new(welcome)));
+    }
+
+    /// A node that may not join lives all the same: while it is not clear which broker it belongs to,
+    /// nothing of its is to be given away for silence.
+    fn hear_of(&mut self, id: &NodeId, now: Timestamp) {
+        let Some(node) = self.nodes.get_mut(id) else {
+            return;
+        };
+        match &mut node.seen {
+            Seen::Expected { heard } => *heard = now,
+            Seen::Unlinked { heard, hint, .. } => {
+                *heard = now;
+                *hint = Hint::None;
+            }
+            Seen::Joining { .. } | Seen::Linked { .. } | Seen::Dead { .. } => {}
+        }
     }
 
     fn refuse_hello(&self, link: LinkId, hello: &Hello, now: Timestamp) -> Option<(RefusedCode, String)> {
@@ -167,6 +203,7 @@ impl Core {
         if hello.cluster == Some(self.cluster) && hello.highest_term > self.term {
             self.term = hello.highest_term.next();
             self.write(Record::Term(self.term));
+            self.store_regressed = true;
             let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
             self.notice(Notice::StoreRegressed { detail });
         }
@@ -182,6 +219,7 @@ impl Core {
             .verify(&granted.team, &hello.node, granted.epoch, &granted.grant);
         if genuine && !self.epochs.covers(granted.epoch) {
             self.raise_epochs(granted.epoch);
+            self.store_regressed = true;
             let detail = format!("node {} was granted epoch {}", hello.node, granted.epoch);
             self.notice(Notice::StoreRegressed { detail });
         }
@@ -349,21 +387,22 @@ impl Core {
 
     pub(crate) fn yielded(&mut self, link: LinkId, held: &TeamEpoch) {
         if let Some(id) = self.speaker(link) {
-            self.stopped(&id, held);
+            self.stopped(&id, held, Order::Move);
         }
     }
 
     pub(crate) fn released(&mut self, link: LinkId, held: &TeamEpoch, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
         // What has no connections left has no effects left either.
-        self.stopped(&id, held);
+        self.stopped(&id, held, Order::Any);
         let awaited = self.teams.get(&held.team).is_some_and(|team| match &team.moving {
             Some(Move::Leaving { from, .. }) => from.node == id && team.epoch == held.epoch,
             _ => false,
         });
         if awaited {
-            self.finish_leaving(&held.team, "arrived", now);
+            return self.finish_leaving(&held.team, "arrived", now);
         }
+        self.renew_what_was_released(&id, held);
     }
 
     pub(crate) fn arrived(&mut self, link: LinkId, arrivals: &Arrivals, now: Timestamp) {
@@ -428,13 +467,15 @@ impl Core {
         if node.link() != Some(link) {
             return;
         }
-        let left = node.stopping && node.teams.is_empty() && node.reserved.is_empty();
+        let emptied = node.stopping && node.teams.is_empty() && node.reserved.is_empty();
+        let incarnation = node.incarnation();
         node.seen = Seen::Unlinked {
             heard: node.heard(),
             hint: Hint::None,
             probe_at: None,
         };
-        if left {
+        // It may have been emptied on this side alone: whoever has not said that it stopped is not gone.
+        if emptied && (planted::is(Bug::EmptiedIsGone) || !self.is_waited_for(&id, incarnation)) {
             return self.forget_node(&id, now);
         }
         self.probe(&id);

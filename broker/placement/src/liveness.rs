@@ -54,6 +54,13 @@ impl Core {
         let Some(lease_ms) = lease_ms else { return };
         for node in self.nodes.values_mut() {
             node.clock_pace.begin();
+            match &mut node.seen {
+                Seen::Expected { heard }
+                | Seen::Joining { heard, .. }
+                | Seen::Linked { heard, .. }
+                | Seen::Unlinked { heard, .. } => *heard = now,
+                Seen::Dead { .. } => {}
+            }
         }
         self.begin_patience_anew(now);
         self.mode = Mode::Grace {
@@ -61,24 +68,14 @@ impl Core {
         };
     }
 
-    /// Every node that is not dead gets a whole lease from now on before its silence counts.
+    /// Every node gets a whole lease from now on before its silence counts as death.
     fn begin_patience_anew(&mut self, now: Timestamp) {
+        self.patient_since = now;
         for node in self.nodes.values_mut() {
-            match &mut node.seen {
-                Seen::Expected { heard } | Seen::Joining { heard, .. } | Seen::Linked { heard, .. } => {
-                    *heard = now;
-                }
-                Seen::Unlinked {
-                    heard,
-                    hint,
-                    probe_at,
-                } => {
-                    *heard = now;
-                    // What refused then may answer by now: it is asked again.
-                    *hint = Hint::None;
-                    *probe_at = Some(now);
-                }
-                Seen::Dead { .. } => {}
+            if let Seen::Unlinked { hint, probe_at, .. } = &mut node.seen {
+                // What refused then may answer by now: it is asked again.
+                *hint = Hint::None;
+                *probe_at = Some(now);
             }
         }
     }
@@ -174,6 +171,7 @@ impl Core {
             self.end_grace();
         }
         let patience = 2 * self.settings.heartbeat_ms;
+        let patient_since = self.patient_since;
         let (mut fell_silent, mut over, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (id, node) in &mut self.nodes {
             let heard = node.heard();
@@ -181,7 +179,7 @@ impl Core {
             if planted::is(Bug::SilenceIsProof) {
                 dead_after_ms /= 2;
             }
-            let lease_over = now.since(heard) >= dead_after_ms;
+            let lease_over = now.since(heard.max(patient_since)) >= dead_after_ms;
             match &mut node.seen {
                 Seen::Linked { silence, .. } => {
                     if *silence == Silence::Heard && now.since(heard) > patience {
@@ -202,8 +200,11 @@ impl Core {
                         over.push((id.clone(), "it did not come back before its lease was over"));
                     }
                 }
-                Seen::Dead { since, .. } => {
-                    if now.since(*since) >= self.settings.forget_ms {
+                Seen::Dead { since, proof, .. } => {
+                    // A node that is not known counts as stopped, so it is not forgotten before it has.
+                    let stopped =
+                        lease_over || *proof == Proof::Proven || planted::is(Bug::ForgottenBeforeStopped);
+                    if stopped && now.since(*since) >= self.settings.forget_ms {
                         gone.push(id.clone());
                     }
                 }

@@ -154,6 +154,7 @@ impl Core {
         }
         self.own(id, target.clone());
         self.write_team(id);
+        self.publish_route(id);
         self.notice(Notice::Assigned {
             team: id.clone(),
             node: target.node,

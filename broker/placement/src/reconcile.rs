@@ -24,6 +24,8 @@ enum Found {
     Rightly,
     /// It does too, and the store did not know.
     News,
+    /// The store did not know, and the node is to hold the team under another epoch.
+    NewsAnew,
     /// It should hold something else, or nothing.
     NotItsOwn,
 }
@@ -46,16 +48,20 @@ impl Core {
             let genuine = self.grants.verify(&held.team, id, held.epoch, &held.grant);
             if genuine || planted::is(Bug::GrantsUnchecked) {
                 let found = self.reconcile_team(id, held, now);
-                if found != Found::NotItsOwn {
+                if matches!(found, Found::Rightly | Found::News) {
                     shown.insert(held.team.clone());
                 }
-                if found == Found::News {
+                if matches!(found, Found::News | Found::NewsAnew) {
                     news += 1;
                     highest = highest.max(held.epoch);
                 }
             } else {
                 forged += 1;
-                self.revoke(id, &held.team, held.epoch);
+                // Its own team under its own epoch is granted anew below: after a revoke of that very
+                // epoch it could not take it back.
+                if !self.is_as_stored(id, held) {
+                    self.revoke(id, &held.team, held.epoch);
+                }
             }
         }
         if forged > 0 {
@@ -64,6 +70,7 @@ impl Core {
             self.bad_message(id, &detail);
         }
         if news > 0 {
+            self.store_regressed = true;
             let detail = format!(
                 "node {id} holds {news} teams, under epochs up to {highest}, which the store does not have"
             );
@@ -74,14 +81,21 @@ impl Core {
         self.confirm(id, inventory);
     }
 
+    /// Whether the node owns what it shows, under the epoch that it shows.
+    fn is_as_stored(&self, id: &NodeId, held: &Held) -> bool {
+        let team = self.teams.get(&held.team);
+        team.is_some_and(|team| team.is_owned_by(id) && team.epoch == held.epoch)
+    }
+
     /// Names what the node holds in full and rightly: its exclusive effects for nothing else outlast
     /// the first acknowledgement of this link.
     fn confirm(&mut self, id: &NodeId, inventory: &[Held]) {
         let as_shown = |held: &&Held| {
-            held.state == HoldState::Owned
-                && self.teams.get(&held.team).is_some_and(|team| {
-                    team.is_owned_by(id) && team.epoch == held.epoch && team.activation == Activation::Owned
-                })
+            let activated = self
+                .teams
+                .get(&held.team)
+                .is_some_and(|team| team.activation == Activation::Owned);
+            held.state == HoldState::Owned && activated && self.is_as_stored(id, held)
         };
         let named: Vec<TeamEpoch> = inventory
             .iter()
@@ -100,16 +114,37 @@ impl Core {
         }
     }
 
-    /// Teams whose new owner waits for this node to stop, and that it does not hold any more: its
-    /// answer was lost with its link. For those it still holds, the answer to the order just sent counts.
+    /// Teams whose new owner waits for this node to stop, or would once the team is made anew, and that
+    /// it does not hold any more: its answer was lost with its link. For those it still holds, the answer
+    /// to the order just sent counts.
     fn activate_what_was_given_up(&mut self, id: &NodeId, inventory: &[Held]) {
         let Some(node) = self.nodes.get(id) else { return };
-        let Some(waiting) = self.activating.get(&(id.clone(), node.incarnation())) else {
-            return;
-        };
+        let incarnation = node.incarnation();
         let held: BTreeSet<&TeamId> = inventory.iter().map(|held| &held.team).collect();
+        let is_it = |owner: &Owner| owner.node == *id && owner.incarnation == incarnation;
+        self.deleted.retain(|team, deleted| {
+            if held.contains(team) {
+                return true;
+            }
+            if matches!(&deleted.waits_for, Activation::After { before, .. } if is_it(before)) {
+                deleted.waits_for = Activation::Owned;
+            }
+            deleted.last = deleted.last.take().filter(|last| !is_it(last));
+            deleted.waits_for != Activation::Owned || deleted.last.is_some()
+        });
+        let awaits_it = |team: &&TeamId| {
+            let team = self.teams.get(*team);
+            team.is_some_and(|team| match &team.activation {
+                Activation::After { before, .. } => before.node == *id && before.incarnation == incarnation,
+                _ => false,
+            })
+        };
+        let unplaced = self.unplaced.iter().filter(awaits_it);
+        let waiting = self.activating.get(&(id.clone(), incarnation));
         let stopped: Vec<TeamId> = waiting
-            .iter()
+            .into_iter()
+            .flatten()
+            .chain(unplaced)
             .filter(|team| !held.contains(team))
             .cloned()
             .collect();
@@ -125,7 +160,17 @@ impl Core {
                 self.revoke(id, &held.team, held.epoch);
                 return Found::NotItsOwn;
             }
-            self.adopt_unknown(id, held, now);
+            let ours = self.epochs.gave(held.epoch);
+            if ours && !self.store_regressed {
+                // It was deleted while this node was away, and had another owner since.
+                self.revoke(id, &held.team, held.epoch);
+                return Found::NotItsOwn;
+            }
+            if self.epochs.covers(held.epoch) && !planted::is(Bug::OldClaimAdopted) {
+                self.adopt_anew(id, held, now);
+                return Found::NewsAnew;
+            }
+            self.adopt(id, held, now);
             return Found::News;
         };
         if held.epoch > team.epoch {
@@ -138,8 +183,9 @@ impl Core {
                 return Found::Rightly;
             }
             if held.state == HoldState::Prepared && !planted::is(Bug::PreparedBeatsOwned) {
-                // Never committed: a move that was undone.
+                // Never committed: a move that was undone, or one that the store has forgotten.
                 self.revoke(id, &held.team, held.epoch);
+                self.renew_after(id, held, now);
                 return Found::NotItsOwn;
             }
             self.adopt(id, held, now);
@@ -174,6 +220,46 @@ impl Core {
         Found::NotItsOwn
     }
 
+    /// The owner itself says that nothing is left of a team, by an epoch at or above the one it has it
+    /// under: the store is an old copy, and the node would not take the team back under the old epoch.
+    /// The word is no grant, so it raises no counter.
+    pub(crate) fn renew_what_was_released(&mut self, id: &NodeId, held: &TeamEpoch) {
+        let Some(team) = self.teams.get(&held.team) else {
+            return;
+        };
+        let lacks_it = team.is_owned_by(id) && held.epoch >= team.epoch;
+        if !lacks_it || !self.epochs.covers(held.epoch) {
+            return;
+        }
+        let epoch = self.next_epoch();
+        if let Some(team) = self.teams.get_mut(&held.team) {
+            team.epoch = epoch;
+        }
+        self.write_team(&held.team);
+        self.publish_route(&held.team);
+        self.send_assign(&held.team, Arrivals::Unreported);
+    }
+
+    /// What was revoked here surpasses the epoch under which this very node owns the team: it would not
+    /// take it back under that one.
+    fn renew_after(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
+        let owns = self
+            .teams
+            .get(&held.team)
+            .is_some_and(|team| team.is_owned_by(id));
+        if !owns {
+            return;
+        }
+        self.drop_move(&held.team, "undone", now);
+        self.raise_epochs(held.epoch);
+        let epoch = self.next_epoch();
+        if let Some(team) = self.teams.get_mut(&held.team) {
+            team.epoch = epoch;
+        }
+        self.write_team(&held.team);
+        self.publish_route(&held.team);
+    }
+
     fn take_back(&mut self, id: &NodeId, team: &TeamId) -> Found {
         let Some(owner) = self.owner_on(id) else {
             return Found::NotItsOwn;
@@ -181,40 +267,25 @@ impl Core {
         self.set_activation(team, Activation::Owned);
         self.own(team, owner);
         self.write_team(team);
+        self.publish_route(team);
         Found::Rightly
-    }
-
-    /// A genuine grant for a team that the store does not know. Either the store is older than the team, or
-    /// the team was deleted in an earlier run while the node was away: connections are worth more than a
-    /// name that an idle team loses again by itself. But where an earlier run on this store may have given the
-    /// epoch out, the team may have been surpassed since, so it goes on under a new one.
-    fn adopt_unknown(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
-        let may_be_surpassed = self.epochs.is_from_before(held.epoch);
-        self.adopt(id, held, now);
-        if !may_be_surpassed {
-            return;
-        }
-        let epoch = self.next_epoch();
-        if let Some(owner) = self.disown(&held.team) {
-            if let Some(team) = self.teams.get_mut(&held.team) {
-                team.epoch = epoch;
-            }
-            let at = now.plus(self.settings.dead_after_ms(self.settings.lease_ms));
-            self.set_activation(&held.team, Activation::At(at));
-            self.own(&held.team, owner);
-            self.write_team(&held.team);
-            self.send_assign(&held.team, Arrivals::Unreported);
-        }
     }
 
     /// A genuine grant that the store knows nothing of, or less than: the store is an old copy, or
     /// lost its tail. The node is believed, because nothing else knows better.
     fn adopt(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
         self.raise_epochs(held.epoch);
+        let mut acts_still = None;
         if self.teams.contains_key(&held.team) {
             self.drop_move(&held.team, "undone", now);
             if let Some(before) = self.disown(&held.team) {
-                self.revoke(&before.node, &held.team, before_epoch(self.teams.get(&held.team)));
+                let epoch = before_epoch(self.teams.get(&held.team));
+                self.revoke(&before.node, &held.team, epoch);
+                // This run may have confirmed it: it is waited for until it has answered that.
+                let fenced = self.is_fenced(&before.node, before.incarnation, now);
+                if before.node != *id && !fenced && !planted::is(Bug::AdoptedBesideOwner) {
+                    acts_still = Some(Activation::After { before, since: epoch });
+                }
             }
         } else {
             self.teams.insert(held.team.clone(), Team::new(TeamKind::Auto));
@@ -233,18 +304,48 @@ impl Core {
             },
         );
         self.write_team(&held.team);
-        match held.state {
-            HoldState::Owned => self.set_activation(&held.team, Activation::Owned),
-            HoldState::Prepared => {
+        self.publish_route(&held.team);
+        match (held.state, acts_still) {
+            (_, Some(acts_still)) => {
+                self.set_activation(&held.team, acts_still);
+                self.await_activation(&held.team, now);
+            }
+            (HoldState::Owned, None) => self.set_activation(&held.team, Activation::Owned),
+            (HoldState::Prepared, None) => {
                 // Whoever had it before may not have been heard of either.
                 let at = now.plus(self.settings.dead_after_ms(self.settings.lease_ms));
                 self.set_activation(&held.team, Activation::At(at));
                 self.await_activation(&held.team, now);
             }
         }
+        self.note_adopted(id, &held.team, held.epoch, now);
+    }
+
+    /// A genuine grant for a team that the store does not know, under an epoch below those that this run gives
+    /// out. Either the store is an old copy, or the team was deleted in an earlier run while the
+    /// node was away: connections are worth more than a name that an idle team loses again by itself. The
+    /// team may have been surpassed since, so it goes on under a new epoch.
+    fn adopt_anew(&mut self, id: &NodeId, held: &Held, now: Timestamp) {
+        let Some(owner) = self.owner_on(id) else { return };
+        let epoch = self.next_epoch();
+        let activation = self.activation_of_new(&held.team, now);
+        let team = Team {
+            epoch,
+            activation,
+            ..Team::new(TeamKind::Auto)
+        };
+        self.teams.insert(held.team.clone(), team);
+        self.await_activation(&held.team, now);
+        self.own(&held.team, owner);
+        self.write_team(&held.team);
+        self.publish_route(&held.team);
+        self.note_adopted(id, &held.team, epoch, now);
+    }
+
+    fn note_adopted(&mut self, id: &NodeId, team: &TeamId, epoch: Epoch, now: Timestamp) {
         let decision = Decision {
             at: now,
-            epoch: held.epoch,
+            epoch,
             cause: Cause::Adopted,
             node: Some(id.clone()),
             from: None,
@@ -253,11 +354,11 @@ impl Core {
             gated_nodes: Default::default(),
             nodes: u32::try_from(self.nodes.len()).unwrap_or(u32::MAX),
         };
-        self.remember(&held.team, decision);
+        self.remember(team, decision);
         self.notice(Notice::Assigned {
-            team: held.team.clone(),
+            team: team.clone(),
             node: id.clone(),
-            epoch: held.epoch,
+            epoch,
             cause: Cause::Adopted,
             last_resort: None,
         });

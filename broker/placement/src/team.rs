@@ -25,7 +25,7 @@ pub(crate) enum Activation {
     /// or has outlived its lease.
     After {
         before: Owner,
-        /// A yield counts from this epoch on: an older one was for an earlier move.
+        /// The epoch that it held: an answer that names an older one was to an earlier order.
         since: Epoch,
     },
     /// It waits until then: the broker forgot in a restart whom it waits for, if anybody, and by then
@@ -141,7 +141,7 @@ impl Team {
         if self.activation == Activation::Owned {
             self.activation = Activation::After {
                 before,
-                since: self.epoch.next(),
+                since: self.epoch,
             };
         }
     }

@@ -301,6 +301,17 @@ fn when_a_silent_half_comes_back_node_by_node_the_last_has_a_lease_to_do_so() {
 }
 
 #[test]
+fn proven_deaths_do_not_make_the_next_silence_suspicious() {
+    let mut world = pool(&["a", "b", "c", "d"], 40);
+    world.kill_with_witness("a");
+    world.kill_with_witness("b");
+    world.nodes.get_mut(&node("c")).unwrap().beats = false;
+    world.advance(8_000);
+    assert_eq!(world.spread()["d"], 40);
+    world.check();
+}
+
+#[test]
 fn a_whole_zone_that_falls_silent_is_believed() {
     let mut world = World::new();
     for name in ["a1", "a2", "b1", "b2", "b3"] {
@@ -579,7 +590,7 @@ fn a_yield_of_an_earlier_move_does_not_count_for_a_later_one() {
     let link = world.nodes[&node(&owner)].link.unwrap();
     let stale = TeamEpoch {
         team: team("t0"),
-        epoch: world.epoch("t0"),
+        epoch: Epoch::new(world.epoch("t0").get() - 1).unwrap(),
     };
     // Deaf to orders from here on, its link still up.
     world.nodes.get_mut(&node(&owner)).unwrap().link = None;

@@ -327,10 +327,19 @@ fn a_node_that_follows_another_broker_of_the_same_term_is_refused_with_the_remed
     assert_eq!(refused.code, RefusedCode::TwoBrokers);
     assert!(refused.detail.contains("--restored"), "{refused:?}");
     assert_eq!(world.core.status(world.now).term, before);
+    // It lives, and its teams stay for as long as it says so.
+    let teams = world.spread()["a"];
+    for _ in 0..20 {
+        world.nodes.get_mut(&node("a")).unwrap().link = None;
+        world.say_hello("a");
+        world.advance(1_000);
+    }
+    assert_eq!(world.spread()["a"], teams);
+    let refused = world.closed.len();
     // One that followed it under an earlier term is welcome.
     world.restart_broker(Settings::default());
     world.say_hello("a");
-    assert_eq!(world.closed.len(), 1);
+    assert_eq!(world.closed.len(), refused);
 }
 
 #[test]
