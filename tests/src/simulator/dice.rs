@@ -6,7 +6,10 @@ pub(super) struct Dice(u64);
 
 impl Dice {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        let mut dice = Self(seed);
+        // Neighbouring seeds must not draw neighbouring numbers.
+        let start = dice.next();
+        Self(start)
     }
 
     pub(super) fn next(&mut self) -> u64 {
@@ -19,10 +22,29 @@ impl Dice {
 
     /// From `low` to `high`, both included.
     pub(super) fn within(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.next() % (high.max(low) - low + 1)
     }
 
     pub(super) fn percent(&mut self, chance: u64) -> bool {
         self.next() % 100 < chance
+    }
+
+    /// A place in a list of `length`.
+    pub(super) fn index(&mut self, length: usize) -> usize {
+        let most = u64::try_from(length.max(1)).unwrap_or(1);
+        usize::try_from(self.next() % most).unwrap_or(0)
+    }
+
+    /// From `-most` to `most`.
+    pub(super) fn around(&mut self, most: u64) -> i64 {
+        let drawn = self.within(0, 2 * most);
+        i64::try_from(drawn).unwrap_or(0) - i64::try_from(most).unwrap_or(0)
+    }
+
+    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.index(last + 1);
+            items.swap(last, other);
+        }
     }
 }

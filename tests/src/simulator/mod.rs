@@ -1,19 +1,49 @@
-//! A deterministic simulation of one broker, several nodes and their clients.
+//! A deterministic simulation of a broker, its nodes and their clients, that tries to break them.
 //!
-//! The broker's placement core and the nodes' holdings, lease and authority are the real ones; the
-//! network, the disk, the clocks and the clients are made here. Everything that happens is drawn
-//! from one seed, so a seed replays to the same trace.
+//! The broker's placement core, its pipeline to the store, and the nodes' decisions are the real ones;
+//! clocks, network, disk, processes, operators and clients are made here. Everything that happens is
+//! drawn from one seed, so a seed replays to the same trace. Each seed switches on a few kinds of
+//! faults; after a while they stop, everything heals, and what was promised must come about.
 //!
-//! Faults: links break and lose what was on its way, nodes crash with and without a witness, the
-//! broker crashes and loses what was not durable, operators drain and cordon. After each event it
-//! is checked that no two nodes may have exclusive effects for one team, that epochs only grow, and
-//! that nothing was shown that a crash could forget. Then the faults stop, and it is checked that
-//! every team is owned by a live node that knows it and that every client is back.
+//! | question | file |
+//! | --- | --- |
+//! | what is one seed made of? | `plan` |
+//! | what happens, and in which order? | `agenda`, `world` |
+//! | what do processes take for the time? | `clock` |
+//! | what becomes of a message on its way? | `network` |
+//! | what does the broker's process do, and what survives it? | `broker`, `broker_work`, `visits`, `disk` |
+//! | what does a node's process do? | `node`, `node_link`, `node_work`, `doors` |
+//! | what do clients do? | `client` |
+//! | what goes wrong? | `faults`, `standstill`, `forgery` |
+//! | what do exclusive effects reach? | `registers` |
+//! | what is promised of epochs and records? | `truth` |
+//! | what has the broker been told, and does it decide by that? | `mirror`, `judge` |
+//! | what must hold of nodes after every step? | `safety` |
+//! | what must come about in the end? | `liveness` |
 
+mod agenda;
 mod broker;
+mod broker_work;
 mod client;
+mod clock;
 mod dice;
+mod disk;
+mod doors;
+mod faults;
+mod forgery;
+mod judge;
+mod liveness;
+mod mirror;
+mod network;
 mod node;
+mod node_link;
+mod node_work;
+mod plan;
+mod registers;
+mod safety;
+mod standstill;
+mod truth;
+mod visits;
 mod world;
 
-pub use world::{Outcome, Plan, run};
+pub use world::{Outcome, Story, Violation, run};

@@ -1,191 +1,226 @@
-//! A node's process: the real decisions about teams, lease and authority.
+//! A node's machine and the process on it.
 
-use std::collections::BTreeMap;
-use usher_node::holdings::{Effect, Tenure};
-use usher_node::mandate::{Mandate, Unheeded};
-use usher_shared::id::{Incarnation, NodeId, TeamId};
-use usher_shared::link::{
-    Capacity, Descriptors, Health, Heartbeat, Hello, HoldState, Inventory, PROTOCOL, ToBroker, ToNode,
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use usher_node::OnLapse;
+use usher_node::admission::SpentTickets;
+use usher_node::mandate::Mandate;
+use usher_node::pacing::Pacer;
+use usher_shared::id::{ConnectionId, Incarnation, Label, NodeId, TeamId};
+use usher_shared::link::{Arrival, Capacity, Departure, Hello, PROTOCOL, ToBroker};
 use usher_shared::quantity::{Epoch, Millicores, Timestamp, Weight};
+use usher_shared::secret::{Key, MasterKey};
+use usher_shared::template::NodeUrl;
+
+use super::agenda::{ForNode, Way};
+use super::clock::{Clock, Real};
+use super::dice::Dice;
+use super::plan::{Kind, Plan};
+
+/// A machine: what stays when its process dies.
+pub(super) struct Machine {
+    pub(super) id: NodeId,
+    pub(super) url: NodeUrl,
+    pub(super) key: Key,
+    pub(super) clock: Clock,
+    pub(super) wall_off: i64,
+    pub(super) zone: Option<Label>,
+    pub(super) capacity: Capacity,
+    pub(super) on_lapse: OnLapse,
+    /// Shows what it was never given.
+    pub(super) forges: bool,
+    /// The ways that nothing gets through just now, up and down.
+    pub(super) cut: [bool; 2],
+    pub(super) cut_serial: u64,
+    pub(super) client_cut: bool,
+    /// Something on the way refuses what the broker probes.
+    pub(super) firewall: bool,
+    pub(super) no_descriptors: bool,
+    pub(super) is_off: bool,
+    pub(super) process: Option<Process>,
+}
+
+/// A connection of a client.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) connection: ConnectionId,
+    pub(super) client: usize,
+    pub(super) usher: bool,
+}
+
+/// How a process stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Still {
+    /// All of it.
+    Paused,
+    /// All but the thread that watches.
+    Frozen,
+}
+
+/// The link of a process, from its side.
+#[derive(Clone, Debug)]
+pub(super) struct Dialled {
+    pub(super) link: u64,
+    pub(super) began: Timestamp,
+    pub(super) talking: bool,
+    pub(super) acknowledged: bool,
+    pub(super) heard: Timestamp,
+    pub(super) seq: u64,
+    pub(super) lease_ms: u64,
+    pub(super) heartbeat_ms: u64,
+}
+
+/// A client that waits for a team to be assigned.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub(super) client: usize,
+    pub(super) serial: u64,
+    pub(super) ticket: String,
+    pub(super) from: Option<ConnectionId>,
+}
 
 /// One running process of a node.
 pub(super) struct Process {
-    pub(super) id: NodeId,
     pub(super) incarnation: Incarnation,
-    mandate: Mandate,
-    /// The link it speaks on, once it dialled.
-    pub(super) link: Option<u64>,
-    welcomed: bool,
-    seq: u64,
-    /// The highest epoch ever held, by team: it must never go back.
+    pub(super) mandate: Mandate,
+    pub(super) link: Option<Dialled>,
+    pub(super) backoff_ms: u64,
+    pub(super) answers: VecDeque<ToBroker>,
+    pub(super) arrived: Vec<Arrival>,
+    pub(super) left: Vec<Departure>,
+    pub(super) reporting: bool,
+    pub(super) looking: bool,
+    /// Whether it ever had a lease.
+    pub(super) leased: bool,
+    /// The keys of the last welcome.
+    pub(super) keys: Vec<usher_shared::link::TicketKey>,
+    pub(super) forget_ms: u64,
+    pub(super) rooms: BTreeMap<TeamId, Vec<Member>>,
+    pub(super) connections: u32,
+    pub(super) serial: u64,
+    pub(super) pacer: Pacer,
+    /// Every connection that this process ever named.
+    pub(super) every_name: BTreeSet<ConnectionId>,
+    pub(super) spent: SpentTickets,
+    pub(super) waiting: BTreeMap<TeamId, Vec<Waiting>>,
+    /// What its own tickets are signed with.
+    pub(super) resume_key: Key,
+    pub(super) watched: Option<Timestamp>,
+    pub(super) still: Option<(Still, Vec<ForNode>)>,
+    pub(super) stopping: Option<Timestamp>,
+    /// For the checks: by team, the last link and epoch that a broker named it with on it.
+    pub(super) named: BTreeMap<TeamId, (u64, Epoch)>,
+    /// For the checks: the highest epoch ever held, by team.
     pub(super) highest: BTreeMap<TeamId, Epoch>,
-    /// Clients by team, to be told when it leaves.
-    pub(super) clients: BTreeMap<TeamId, Vec<usize>>,
+    /// For the checks: for which teams it could act when it was last looked at.
+    pub(super) acting: Vec<Option<Epoch>>,
+    /// For the checks: since when every answer of a peer was that it hears the broker.
+    pub(super) peers_hear_since: Option<Timestamp>,
+    /// For the checks: it was right to take itself for cut off.
+    pub(super) cut_off: bool,
+    /// For the checks: when connections were closed because it was cut off.
+    pub(super) cut_off_closes: VecDeque<Real>,
 }
 
-/// What comes of a message from the broker.
-#[derive(Default)]
-pub(super) struct Reaction {
-    pub(super) say: Vec<ToBroker>,
-    /// Clients whose connection is closed.
-    pub(super) closed: Vec<usize>,
-    /// The broker is not to be obeyed: the link is given up.
-    pub(super) hang_up: bool,
-}
-
-impl Process {
-    pub(super) fn start(id: NodeId, incarnation: Incarnation) -> Self {
-        Self {
+impl Machine {
+    pub(super) fn draw(node: usize, plan: &Plan, master: &MasterKey, dice: &mut Dice) -> Option<Self> {
+        let id: NodeId = format!("n{node}").parse().ok()?;
+        let small = plan.has(Kind::SmallNodes) && dice.percent(60);
+        let share = |sum: usize| u32::try_from(2 * sum / plan.nodes + 2).unwrap_or(u32::MAX);
+        Some(Self {
+            url: format!("ws://{id}:1/teams/{{team}}").parse().ok()?,
+            key: master.ticket_key(super::broker::KID, &id),
+            clock: Clock::new(dice.within(1_000, 100_000_000), dice.around(plan.rate_ppm)),
+            wall_off: dice.around(1_500),
+            zone: (plan.zones > 0)
+                .then(|| format!("z{}", dice.index(plan.zones)).parse().ok())
+                .flatten(),
+            capacity: Capacity {
+                teams: if small { share(plan.teams) } else { 1_000 },
+                connections: if small { share(plan.clients) } else { 1_000 },
+            },
+            on_lapse: plan.on_lapse(dice),
+            forges: plan.has(Kind::BadNode) && dice.percent(40),
+            cut: [false; 2],
+            cut_serial: 0,
+            client_cut: false,
+            firewall: false,
+            no_descriptors: false,
+            is_off: false,
+            process: None,
             id,
-            incarnation,
-            mandate: Mandate::default(),
-            link: None,
-            welcomed: false,
-            seq: 0,
-            highest: BTreeMap::new(),
-            clients: BTreeMap::new(),
+        })
+    }
+
+    pub(super) fn is_cut(&self, way: Way) -> bool {
+        match way {
+            Way::Up => self.cut[0],
+            Way::Down => self.cut[1],
         }
     }
 
     pub(super) fn hello(&self) -> Option<Hello> {
+        let process = self.process.as_ref()?;
         Some(Hello {
             protocol: PROTOCOL,
             node: self.id.clone(),
-            incarnation: self.incarnation,
+            incarnation: process.incarnation,
             version: "1".to_owned(),
             capabilities: Vec::new(),
-            url: format!("ws://{}:1/teams/{{team}}", self.id).parse().ok()?,
+            url: self.url.clone(),
             probe: format!("{}:1", self.id),
             region: None,
-            zone: None,
+            zone: self.zone.clone(),
             labels: BTreeMap::new(),
             weight: Weight::NODE,
             cores: Millicores::new(2_000)?,
-            capacity: Capacity {
-                teams: 1_000,
-                connections: 1_000,
-            },
-            cluster: self.mandate.cluster(),
-            highest_term: self.mandate.highest_term(),
-            broker: self.mandate.broker(),
-            highest_grant: self.mandate.highest_grant().cloned(),
+            capacity: self.capacity,
+            cluster: process.mandate.cluster(),
+            highest_term: process.mandate.highest_term(),
+            broker: process.mandate.broker(),
+            highest_grant: process.mandate.highest_grant().cloned(),
         })
     }
+}
 
-    pub(super) fn dialled(&mut self, link: u64) {
-        self.link = Some(link);
-        self.welcomed = false;
-        self.seq = 0;
-    }
-
-    pub(super) fn link_broke(&mut self) {
-        self.link = None;
-        self.welcomed = false;
-        self.mandate.link_ended();
-    }
-
-    pub(super) fn heartbeat(&mut self, now: Timestamp) -> Option<ToBroker> {
-        if !self.welcomed {
-            return None;
-        }
-        self.seq += 1;
-        self.mandate.sent(self.seq, now);
-        let connections = self.clients.values().map(Vec::len).sum::<usize>();
-        Some(ToBroker::Heartbeat(Box::new(Heartbeat {
-            seq: self.seq,
-            boot_ms: now.as_millis(),
-            wall_ms: now.as_millis(),
-            cpu_now: Millicores::default(),
-            cpu_average: Millicores::default(),
-            memory_bytes: 0,
-            connections: u32::try_from(connections).unwrap_or(u32::MAX),
-            teams: u32::try_from(self.mandate.holdings.held()).unwrap_or(u32::MAX),
-            fds: Descriptors {
-                used: 0,
-                limit: 10_000,
-            },
-            health: Health::Good,
-            idle_teams: Vec::new(),
-            hot_teams: Vec::new(),
-        })))
-    }
-
-    pub(super) fn receive(&mut self, message: ToNode, now: Timestamp) -> Reaction {
-        let mut reaction = Reaction::default();
-        let effects = match message {
-            ToNode::Welcome(welcome) => {
-                let Ok(mut teams) = self.mandate.welcome(&welcome) else {
-                    reaction.hang_up = true;
-                    return reaction;
-                };
-                self.welcomed = true;
-                teams.sort_by(|one, other| one.team.cmp(&other.team));
-                reaction
-                    .say
-                    .push(ToBroker::Inventory(Inventory { teams, more: false }));
-                Vec::new()
-            }
-            ToNode::Refused(_) => {
-                reaction.hang_up = true;
-                Vec::new()
-            }
-            message => match self.mandate.obey(message, now) {
-                Ok(effects) => effects,
-                Err(why) => {
-                    reaction.hang_up = why == Unheeded::Lapsed;
-                    return reaction;
-                }
-            },
-        };
-        for effect in effects {
-            match effect {
-                Effect::Say(say) => reaction.say.push(say),
-                Effect::Open(_) => {}
-                Effect::Depart(departing) => self.close_team(&departing.team, now, &mut reaction),
-                Effect::Close(team) => self.close_team(&team, now, &mut reaction),
-            }
-        }
-        reaction
-    }
-
-    fn close_team(&mut self, team: &TeamId, now: Timestamp, reaction: &mut Reaction) {
-        for client in self.clients.remove(team).unwrap_or_default() {
-            reaction.closed.push(client);
-            reaction.say.extend(self.mandate.holdings.closed(team, now).say);
+impl Process {
+    pub(super) fn new(incarnation: Incarnation, on_lapse: OnLapse, teams: usize, dice: &mut Dice) -> Self {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&dice.next().to_le_bytes());
+        Self {
+            incarnation,
+            mandate: Mandate::new(on_lapse),
+            link: None,
+            backoff_ms: 0,
+            answers: VecDeque::new(),
+            arrived: Vec::new(),
+            left: Vec::new(),
+            reporting: false,
+            looking: false,
+            leased: false,
+            keys: Vec::new(),
+            forget_ms: u64::MAX,
+            rooms: BTreeMap::new(),
+            connections: 0,
+            serial: 0,
+            pacer: Pacer::default(),
+            every_name: BTreeSet::new(),
+            spent: SpentTickets::default(),
+            waiting: BTreeMap::new(),
+            resume_key: Key::from_bytes(key),
+            watched: None,
+            still: None,
+            stopping: None,
+            named: BTreeMap::new(),
+            highest: BTreeMap::new(),
+            acting: vec![None; teams],
+            peers_hear_since: None,
+            cut_off: false,
+            cut_off_closes: VecDeque::new(),
         }
     }
 
-    /// A client comes with a ticket for `epoch`. `None`: it may wait for the broker's word.
-    pub(super) fn admit(
-        &mut self,
-        team: &TeamId,
-        epoch: Epoch,
-        client: usize,
-        now: Timestamp,
-    ) -> Option<bool> {
-        match self.mandate.holdings.tenure(team) {
-            Tenure::Held(held) if held == epoch => {
-                self.mandate.holdings.opened(team, now);
-                self.clients.entry(team.clone()).or_default().push(client);
-                Some(true)
-            }
-            Tenure::Held(known) | Tenure::Leaving(known) if epoch <= known => Some(false),
-            _ => None,
-        }
-    }
-
-    /// Teams for which this process may have exclusive effects now.
-    pub(super) fn exclusive(&self, now: Timestamp) -> Vec<(TeamId, Epoch)> {
-        let held = self.mandate.holdings.inventory().into_iter();
-        held.filter_map(|held| Some((self.mandate.may_act(&held.team, now)?, held.team)))
-            .map(|(epoch, team)| (team, epoch))
-            .collect()
-    }
-
-    /// What it holds, by team.
-    pub(super) fn held(&self) -> BTreeMap<TeamId, (Epoch, HoldState)> {
-        let held = self.mandate.holdings.inventory().into_iter();
-        held.map(|held| (held.team, (held.epoch, held.state))).collect()
+    /// The link, if it is this one.
+    pub(super) fn on(&mut self, link: u64) -> Option<&mut Dialled> {
+        self.link.as_mut().filter(|dialled| dialled.link == link)
     }
 }

@@ -1,0 +1,313 @@
+//! Does the broker decide by what it has been told? Each of its commands is held against the
+//! [mirror](super::mirror) and the [truth](super::truth).
+
+use usher_placement::{Command, LinkId, Notice, Record};
+use usher_shared::id::{NodeId, TeamId};
+use usher_shared::link::{HoldState, ToNode};
+use usher_shared::rest::{Cause, Gate};
+
+use super::broker::BrokerTime;
+use super::mirror::{EXTRA_TEAMS, EventKind, dead_after_ms};
+use super::world::World;
+
+impl World {
+    /// The core has said this.
+    pub(super) fn mirror_sees(&mut self, command: &Command) {
+        match command {
+            Command::Write(record) => {
+                self.core_writes(record);
+                match record {
+                    Record::Team(team, Some(record)) => {
+                        let before = self.mirror.owners.get(team).cloned();
+                        self.mirror.changed.entry(team.clone()).or_insert(before);
+                        if let Some((node, _)) = &record.owner {
+                            self.mirror
+                                .owners
+                                .insert(team.clone(), (node.clone(), record.epoch));
+                        } else {
+                            self.mirror.owners.remove(team);
+                        }
+                    }
+                    Record::Team(team, None) => {
+                        self.mirror.owners.remove(team);
+                    }
+                    Record::Node(node, None) => {
+                        self.mirror.nodes.remove(node);
+                        self.mirror.awaited.remove(node);
+                    }
+                    _ => {}
+                }
+            }
+            Command::Send { link, message } => {
+                let Some(node) = self.mirror.node_on(*link).cloned() else {
+                    return;
+                };
+                self.core_sends(&node, message);
+                self.check_sent(*link, &node, message);
+            }
+            Command::Close { link, .. } => {
+                self.mirror.links.remove(link);
+            }
+            Command::Notice(notice) => {
+                self.tell_story(|| format!("    {notice:?}"));
+                self.mirror_noted(notice);
+            }
+            _ => {}
+        }
+    }
+
+    fn mirror_noted(&mut self, notice: &Notice) {
+        match notice {
+            Notice::NodeDead {
+                node,
+                evidence,
+                teams,
+            } => self.node_counts_as_dead(node, evidence, *teams),
+            Notice::Assigned {
+                team,
+                node,
+                epoch,
+                cause,
+                last_resort,
+            } => {
+                if *cause == Cause::Adopted {
+                    self.count("adopted");
+                    self.core_adopts(team, *epoch);
+                }
+                if *cause == Cause::Knock {
+                    self.count("moved for a knock");
+                    if self.mirror.preserving {
+                        self.count("moved for a knock in self-preservation");
+                    }
+                }
+                self.check_assigned(team, node, *cause, *last_resort);
+            }
+            Notice::SelfPreservation { on, silent, .. } => {
+                self.mirror.preserving = *on;
+                if *on {
+                    self.mirror.released = false;
+                    self.count("self-preservation entered");
+                } else if self.mirror.released && self.mirror.event == EventKind::Request {
+                    self.count("self-preservation released");
+                } else {
+                    self.count("self-preservation left");
+                }
+                if *silent == 0 {
+                    self.mirror.released = false;
+                }
+            }
+            Notice::GraceOver { reported, known } => {
+                self.count(if reported < known {
+                    "grace timed out"
+                } else {
+                    "grace ended early"
+                });
+            }
+            Notice::StoreRegressed { detail } => self.count(if detail.contains("has seen term") {
+                "store regressed by term"
+            } else if detail.contains("was granted") {
+                "store regressed by epoch"
+            } else {
+                "store regressed by grant"
+            }),
+            Notice::BadMessage { detail, .. } if detail.contains("without a grant") => {
+                self.count("forged entry refused");
+            }
+            Notice::BadMessage { .. } => self.count("late duplicate ignored"),
+            Notice::ClockPace { .. } => self.count("clock pace noticed"),
+            Notice::NodeRefused { .. } => self.count("hello refused"),
+            Notice::Unplaced { .. } => self.count("no node for a team"),
+            Notice::NodeSilent { .. } => self.count("node silent"),
+            Notice::OperationEnded { .. } => self.count("operation ended"),
+            Notice::Gap { .. } => self.count("gap measured"),
+            Notice::Moved { outcome, .. } => self.count(match *outcome {
+                "arrived" => "move arrived",
+                "timed_out" => "move timed out",
+                "undone" => "move given up for another",
+                _ => "move failed",
+            }),
+            _ => {}
+        }
+    }
+
+    fn node_counts_as_dead(&mut self, node: &NodeId, evidence: &'static str, teams: u32) {
+        let now = self.broker_local();
+        let proven = evidence.contains("parent") || evidence.contains("new process");
+        self.count(match evidence {
+            text if text.contains("parent") => "death by the parent's word",
+            text if text.contains("new process") => "death by a new process",
+            text if text.contains("refuses") => "death by a hint",
+            _ => "death by silence",
+        });
+        self.check_death(node, evidence, proven, now);
+        if teams > 0 {
+            self.count("failover");
+        }
+        let before: Vec<TeamId> = self
+            .mirror
+            .owners
+            .iter()
+            .filter(|(_, (owner, _))| owner == node)
+            .map(|(team, _)| team.clone())
+            .collect();
+        for team in before {
+            let times = self.mirror.failed_over.entry(team).or_default();
+            times.push_back(now);
+            while times.front().is_some_and(|first| now.since(*first) > 30_000) {
+                times.pop_front();
+            }
+            if times.len() >= 3 {
+                self.count("failover three times in a row");
+            }
+        }
+        // A new process has taken the name already; the rest keeps what is known of the dead one.
+        if !evidence.contains("new process")
+            && let Some(known) = self.mirror.nodes.get_mut(node)
+        {
+            known.dead = Some((now, proven));
+            known.reported = false;
+            if let Some(link) = known.link.take() {
+                self.mirror.links.remove(&link);
+            }
+        }
+        if proven {
+            self.mirror.awaited.remove(node);
+        }
+    }
+
+    /// A death without proof: was it waited for, and are not too many silent at once?
+    fn check_death(&mut self, node: &NodeId, evidence: &str, proven: bool, now: BrokerTime) {
+        let Some(known) = self.mirror.nodes.get(node).cloned() else {
+            return;
+        };
+        if proven {
+            return;
+        }
+        let hinted = evidence.contains("refuses");
+        let lease_ms = self.main.as_ref().map_or(0, |broker| broker.settings.lease_ms);
+        // A lease that was made shorter counts once the longer ones from before the start are over.
+        let over = now.since(self.mirror.started) >= dead_after_ms(known.lease_ms);
+        let patience = dead_after_ms(if over { lease_ms } else { known.lease_ms });
+        let since = self.mirror.woke.map_or(known.heard, |woke| woke.max(known.heard));
+        if !hinted && now.since(since) < patience {
+            self.fail(format!(
+                "S6: {node} counts as dead after {} ms, of {patience}: {evidence}; {:?} {}",
+                now.since(since),
+                self.mirror.woke.map(|woke| now.since(woke)),
+                self.mirror.in_words(now)
+            ));
+        }
+        if self.mirror.in_grace(now) {
+            self.fail(format!(
+                "S6: {node} counts as dead while not everyone had reported: {evidence}"
+            ));
+        }
+        self.check_fenced_when_dead(node, &known, hinted);
+        let window = 2 * lease_ms;
+        let (mut zones, mut total) = (Vec::new(), 0_u64);
+        for (id, other) in &self.mirror.nodes {
+            let silent = match other.dead {
+                _ if id == node => true,
+                Some((_, true)) => continue,
+                Some((since, false)) if now.since(since) > window => continue,
+                Some(_) => true,
+                None => other.silent || now.since(other.heard) > 2 * self.plan.heartbeat_ms,
+            };
+            total += 1;
+            if silent {
+                zones.push(other.zone.clone());
+            }
+        }
+        let one_zone = zones.iter().all(|zone| zone.is_some() && *zone == zones[0]);
+        if zones.len() > 1 && zones.len() as u64 * 10 > total * 3 && !one_zone && !self.mirror.released {
+            self.fail(format!(
+                "S17: {node} counts as dead without proof ({evidence}) while {} of {total} nodes are silent: {}",
+                zones.len(),
+                self.mirror.in_words(now)
+            ));
+        }
+    }
+
+    fn check_assigned(&mut self, team: &TeamId, node: &NodeId, cause: Cause, last_resort: Option<Gate>) {
+        let now = self.broker_local();
+        if last_resort.is_some() {
+            self.count("last resort");
+        }
+        if !Self::is_a_choice(cause) {
+            return;
+        }
+        let Some(known) = self.mirror.nodes.get(node) else {
+            return self.fail(format!("S15: {team} was assigned to {node}, which nobody knows"));
+        };
+        if known.dead.is_some() || !known.reported || known.link.is_none() {
+            self.fail(format!(
+                "S15: {team} was assigned to {node}, which is not there ({cause:?})"
+            ));
+        }
+        let evidenced = matches!(self.mirror.event, EventKind::Exited | EventKind::Hello);
+        let had_one = self.mirror.changed.get(team).is_some_and(Option::is_some);
+        if self.mirror.in_grace(now) && !evidenced && had_one {
+            self.fail(format!(
+                "S6: {team} was assigned to {node} while not everyone had reported ({cause:?})"
+            ));
+        }
+    }
+
+    fn check_sent(&mut self, link: LinkId, node: &NodeId, message: &ToNode) {
+        let known = self.mirror.nodes.get(node).cloned();
+        match message {
+            ToNode::HeartbeatAck { .. } => {
+                if !known
+                    .as_ref()
+                    .is_some_and(|known| known.reported && known.link == Some(link))
+                {
+                    self.fail(format!(
+                        "ack: {node} is acknowledged before its inventory was reconciled"
+                    ));
+                }
+                if known.is_some_and(|known| known.dead.is_some()) {
+                    self.fail(format!("ack: {node} is acknowledged, and counts as dead"));
+                }
+            }
+            ToNode::Activate(activate) => {
+                self.count_activation();
+                self.check_exclusive(&activate.team, node, "is activated");
+            }
+            ToNode::Assign(assign) if assign.state == HoldState::Owned => {
+                self.check_exclusive(&assign.team, node, "is assigned in full");
+            }
+            ToNode::Assign(assign) => self.check_drain_pace(node, &assign.team, assign.epoch),
+            ToNode::Confirm(confirm) => {
+                for named in &confirm.teams {
+                    self.check_exclusive(&named.team, node, "is confirmed");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn count_activation(&mut self) {
+        let now = self.broker_local();
+        let after_start = self
+            .mirror
+            .grace_until
+            .is_some_and(|until| now.since(until) < 500);
+        self.count(match self.mirror.event {
+            EventKind::Yield => "activation after yield",
+            EventKind::Exited | EventKind::Hello => "activation after proof",
+            EventKind::Wake if after_start => "activation after a restart",
+            EventKind::Wake => "activation after a lease",
+            EventKind::Inventory => "activation told again",
+            _ => "activation otherwise",
+        });
+    }
+
+    /// The core has said all it had to say about one event.
+    pub(super) fn mirror_done(&mut self) {
+        self.mirror.changed.clear();
+        let routes = self.main.as_ref().map_or(0, |broker| broker.routes.len());
+        if routes > self.teams.len() + EXTRA_TEAMS {
+            self.fail(format!("S20: {routes} routes for {} teams", self.teams.len()));
+        }
+    }
+}

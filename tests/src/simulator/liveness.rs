@@ -1,0 +1,373 @@
+//! What must come about once the faults are over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use usher_placement::{Ask, Event, RequestId};
+use usher_shared::id::{NodeId, TeamId};
+use usher_shared::rest::{NodeState, OperationKind, OperationState, TeamView};
+
+use super::agenda::{ForBroker, Happens, Which};
+use super::mirror::dead_after_ms;
+use super::world::{Phase, World};
+
+/// What is left for dialling, on top of a grace and a lease.
+const DIAL_MS: u64 = 5_000;
+/// New teams placed at the end for each node, to see how even they come out.
+const PROBES: usize = 4;
+
+impl World {
+    /// Everything comes up again.
+    pub(super) fn heal(&mut self) {
+        self.phase = Phase::Healed;
+        self.tell_story(|| "the faults are over".to_owned());
+        self.soon(0, Happens::BrokerStarts);
+        self.end_twin();
+        if let Some(run) = self
+            .main
+            .as_ref()
+            .filter(|broker| broker.is_paused())
+            .map(|broker| broker.run)
+        {
+            self.resume_broker(run);
+        }
+        self.broker_wall_off = 0;
+        for node in 0..self.machines.len() {
+            let machine = &mut self.machines[node];
+            machine.client_cut = false;
+            machine.firewall = false;
+            machine.no_descriptors = false;
+            machine.wall_off = 0;
+            let incarnation = machine.process.as_ref().map(|process| process.incarnation);
+            self.end_cut(node);
+            if let Some(incarnation) = incarnation {
+                self.resume_node(node, incarnation, 0);
+            }
+            self.soon(0, Happens::NodeStarts { node });
+        }
+        self.soon(500, Happens::TidyUp);
+        for later in [4_000, 12_000, 20_000] {
+            self.soon(later, Happens::TidyUp);
+        }
+        let longest = self.longest_lease_ms;
+        let mut by = dead_after_ms(longest) + longest + DIAL_MS;
+        if self.truth.forgot {
+            by += 15_000;
+        }
+        self.soon(by, Happens::CheckOwners);
+    }
+
+    /// Operators undo what they did.
+    pub(super) fn tidy_up(&mut self) {
+        if self.now > self.healed_at + 3_000 && self.is_refused_as_twin() {
+            // Nodes say so in their logs, and the remedy is to start it once more.
+            self.count("a restored broker was started once more");
+            self.crash_broker();
+            self.soon(500, Happens::BrokerStarts);
+            return;
+        }
+        for node in 0..self.machines.len() {
+            self.soon(0, Happens::NodeStarts { node });
+            let id = self.machines[node].id.clone();
+            self.operator_asks(Ask::Undrain { node: id.clone() });
+            self.operator_asks(Ask::Uncordon { node: id });
+        }
+        self.operator_asks(Ask::Release);
+    }
+
+    pub(super) fn operator_asks(&mut self, ask: Ask) {
+        let Some(run) = self.main.as_ref().map(|broker| broker.run) else {
+            return;
+        };
+        self.last_request += 1;
+        let what = ForBroker::Operator {
+            request: RequestId(self.last_request),
+            ask: Box::new(ask),
+        };
+        let after = self.dice.within(1, 20);
+        self.soon(
+            after,
+            Happens::Broker {
+                which: Which::Main,
+                run,
+                what,
+            },
+        );
+    }
+
+    fn views(&self) -> Vec<TeamView> {
+        let now = self.broker_local();
+        let main = self.main.as_ref();
+        main.map_or(Vec::new(), |broker| {
+            broker.core.teams(None, None, 1_000, now).teams
+        })
+    }
+
+    /// Whether the broker has a reason to keep every node out.
+    fn all_gated(&self) -> bool {
+        let now = self.broker_local();
+        let Some(broker) = &self.main else { return false };
+        broker.core.nodes(now).iter().all(|view| !view.gates.is_empty())
+    }
+
+    /// L1: each team has an owner that is alive and knows it.
+    pub(super) fn check_owners(&mut self) {
+        if self.main.is_none() {
+            return self.fail("L1: the broker did not come up".to_owned());
+        }
+        if self.is_refused_as_twin() {
+            return;
+        }
+        let wanted: BTreeSet<usize> = self.clients.iter().map(|client| client.team).collect();
+        for view in self.views() {
+            let Some(team) = self.team_named(&view.team).filter(|team| wanted.contains(team)) else {
+                continue;
+            };
+            let Some(owner) = &view.node else {
+                if !self.all_gated() {
+                    self.fail(format!("L1: {} has no owner", view.team));
+                }
+                continue;
+            };
+            // What a node that forges gets into by its own claims is its own.
+            let Some(node) = self.node_named(owner).filter(|node| !self.machines[*node].forges) else {
+                continue;
+            };
+            let process = self.machines[node].process.as_ref();
+            let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
+            if tenure != Some(usher_node::holdings::Tenure::Held(view.epoch)) {
+                self.fail(format!(
+                    "L1: {owner} owns team {team} under epoch {} and has {tenure:?}",
+                    view.epoch
+                ));
+            }
+        }
+    }
+
+    /// A broker on a copy from just before its own last start claims a term that nodes have met another
+    /// broker under. Until it is started once more they take it for that one's twin.
+    fn is_refused_as_twin(&mut self) -> bool {
+        let now = self.broker_local();
+        let Some(broker) = &self.main else { return false };
+        let term = broker.core.status(now).term;
+        let refuses = self
+            .machines
+            .iter()
+            .flat_map(|machine| &machine.process)
+            .any(|process| process.mandate.highest_term() == term && process.link.is_none());
+        self.truth.forgot && refuses
+    }
+
+    /// What must hold at the end.
+    pub(super) fn check_end(&mut self) {
+        if self.is_refused_as_twin() {
+            return self.fail("L7: nodes refuse the restored broker, and nothing ends that".to_owned());
+        }
+        let owners = self.check_holdings();
+        self.check_clients(&owners);
+        self.check_sums();
+        self.check_operations();
+        self.check_decisions();
+        self.check_spread();
+    }
+
+    /// L1, L7: broker and nodes agree on who holds what, in full.
+    fn check_holdings(&mut self) -> BTreeMap<TeamId, NodeId> {
+        let mut owners = BTreeMap::new();
+        for view in self.views() {
+            let Some(owner) = view.node.clone() else {
+                if !self.all_gated() {
+                    self.fail(format!("L1: {} has no owner at the end", view.team));
+                }
+                continue;
+            };
+            if let (Some(node), Some(team)) = (self.node_named(&owner), self.team_named(&view.team))
+                && !self.machines[node].forges
+                && self.may_act(node, team) != Some(view.epoch)
+            {
+                let process = self.machines[node].process.as_ref();
+                let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
+                self.fail(format!(
+                    "L1: {owner} owns {} under epoch {} and cannot act for it at the end ({tenure:?})",
+                    view.team, view.epoch
+                ));
+            }
+            owners.insert(view.team, owner);
+        }
+        for node in 0..self.machines.len() {
+            let Some(process) = &self.machines[node].process else {
+                continue;
+            };
+            let id = self.machines[node].id.clone();
+            for held in process.mandate.holdings.inventory() {
+                if owners.get(&held.team) != Some(&id) {
+                    self.fail(format!(
+                        "L1: {id} holds {} at the end, which it does not own",
+                        held.team
+                    ));
+                    break;
+                }
+            }
+        }
+        owners
+    }
+
+    /// L2: every client is back, and where its team is.
+    fn check_clients(&mut self, owners: &BTreeMap<TeamId, NodeId>) {
+        for client in 0..self.clients.len() {
+            let known = self.clients[client].clone();
+            let team = &self.teams[known.team];
+            let Some(owner) = owners.get(team) else {
+                continue;
+            };
+            let full = self.node_named(owner).is_some_and(|node| {
+                let machine = &self.machines[node];
+                let process = machine.process.as_ref();
+                machine.forges
+                    || process.is_some_and(|process| process.connections >= machine.capacity.connections)
+            });
+            match known.seat {
+                None if full || known.away_since > self.now - 15_000 => {}
+                None => self.fail(format!(
+                    "L2: client {client} ({:?}) of {team} has been away since {}",
+                    known.manner, known.away_since
+                )),
+                Some(seat) if self.machines[seat.node].id != *owner => {
+                    self.fail(format!(
+                        "L2: client {client} of {team} is on node {}, not on {owner}",
+                        seat.node
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// S21: nodes, broker and clients count the same connections.
+    fn check_sums(&mut self) {
+        let now = self.broker_local();
+        let mut of_nodes: BTreeMap<usize, usize> = BTreeMap::new();
+        for client in &self.clients {
+            if let Some(seat) = client.seat {
+                *of_nodes.entry(seat.node).or_default() += 1;
+            }
+        }
+        for node in 0..self.machines.len() {
+            let Some(process) = &self.machines[node].process else {
+                continue;
+            };
+            let members: usize = process.rooms.values().map(Vec::len).sum();
+            let counted = usize::try_from(process.connections).unwrap_or(0);
+            let seated = of_nodes.get(&node).copied().unwrap_or(0);
+            if members != counted {
+                return self.fail(format!(
+                    "S21: node {node} counts {counted} connections and has {members}"
+                ));
+            }
+            let moving = self
+                .clients
+                .iter()
+                .any(|client| client.away_since > self.now - 3_000 && client.seat.is_none());
+            if seated != members && !moving {
+                return self.fail(format!(
+                    "S21: node {node} has {members} connections, and {seated} clients are there"
+                ));
+            }
+            let view = self
+                .main
+                .as_ref()
+                .and_then(|broker| broker.core.node(&self.machines[node].id, now));
+            let shown = view.map_or(0, |view| usize::try_from(view.connections).unwrap_or(0));
+            if shown.abs_diff(members) > 3 {
+                return self.fail(format!(
+                    "S21: node {node} has {members} connections, the broker shows {shown}"
+                ));
+            }
+        }
+    }
+
+    /// L3: what goes on for far longer than was thought says what it waits for. The estimate is an
+    /// average over the node's teams, and single teams are several times as large.
+    fn check_operations(&mut self) {
+        let now = self.broker_local();
+        let Some(broker) = &self.main else { return };
+        let late = broker.core.operations(now).into_iter().find(|operation| {
+            operation.state == OperationState::Running
+                && operation.kind != OperationKind::Failover
+                && operation.elapsed_ms > 4 * operation.estimate_ms + 60_000
+                && operation.detail.is_empty()
+        });
+        // A target that forges refuses, by its own claims, what it is asked to make room for.
+        if let Some(operation) = late.filter(|_| !self.machines.iter().any(|machine| machine.forges)) {
+            self.fail(format!("L3: {operation:?}"));
+        }
+    }
+
+    /// S20: what is kept is bounded.
+    fn check_decisions(&mut self) {
+        let now = self.broker_local();
+        let Some(broker) = &self.main else { return };
+        let kept: usize = self
+            .teams
+            .iter()
+            .filter_map(|team| broker.core.why(team, now))
+            .map(|view| view.decisions.len())
+            .sum();
+        let (most, operations) = (broker.settings.decisions, broker.core.operations(now));
+        let ended = operations
+            .iter()
+            .filter(|operation| operation.state != OperationState::Running)
+            .count();
+        if kept > most || ended > broker.settings.operations {
+            self.fail(format!(
+                "S20: {kept} decisions and {ended} ended operations are kept"
+            ));
+        }
+    }
+
+    /// L6: new teams go where the fewest are. Teams stay where they are, so what was uneven before stays
+    /// so; but no node ends above the mean by a quarter (and one) that was not there already.
+    fn check_spread(&mut self) {
+        let now = self.broker_local();
+        let loads = |world: &Self| -> Vec<usize> {
+            let Some(broker) = &world.main else {
+                return Vec::new();
+            };
+            let ready = broker.core.nodes(now).into_iter();
+            ready
+                .filter(|view| view.state == NodeState::Ready && view.gates.is_empty())
+                .map(|view| usize::try_from(view.teams).unwrap_or(0))
+                .collect()
+        };
+        let before = loads(self);
+        if before.is_empty() || self.has(super::plan::Kind::SmallNodes) {
+            return;
+        }
+        let wanted = PROBES * before.len();
+        for probe in 0..wanted {
+            let Ok(team) = format!("probe{probe}").parse() else {
+                continue;
+            };
+            let ask = Ask::Connect {
+                team,
+                may_create: true,
+                region: None,
+                knock: None,
+            };
+            self.last_request += 1;
+            let request = RequestId(self.last_request);
+            self.tell(Which::Main, Event::Request { request, ask });
+        }
+        let after = loads(self);
+        if after.len() != before.len() {
+            return;
+        }
+        let (most, sum) = (
+            after.iter().max().copied().unwrap_or(0),
+            after.iter().sum::<usize>(),
+        );
+        let mean = sum.div_ceil(after.len());
+        let was = before.iter().max().copied().unwrap_or(0);
+        if most > was.max((mean * 5).div_ceil(4) + 1) {
+            self.fail(format!("L6: {wanted} new teams turned {before:?} into {after:?}"));
+        }
+    }
+}
