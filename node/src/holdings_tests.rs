@@ -338,3 +338,17 @@ fn the_memory_of_what_was_taken_is_bounded_and_forgets_the_oldest_first() {
     assert_eq!(holdings.assign(&given(0), 1, at(0)), [Effect::Open(named(0))]);
     assert_eq!(holdings.taken.order.len(), MAX_TAKEN);
 }
+
+#[test]
+fn a_later_move_of_a_team_that_is_leaving_gives_its_connections_new_slots() {
+    let mut holdings = Holdings::default();
+    holdings.assign(&assign(5, OWNED), 1, at(0));
+    holdings.opened(&team("T1"), at(0));
+    assert_eq!(holdings.drain(&drain(7)).len(), 2);
+    let effects = holdings.drain(&drain(9));
+    assert_eq!(effects[0], say(ToBroker::Yielded, 9));
+    assert!(matches!(&effects[1], Effect::Depart(departing) if departing.epoch == epoch(9)));
+    assert!(holdings.is_leaving_by(&team("T1"), epoch(9)));
+    assert_eq!(holdings.drain(&drain(8)), [say(ToBroker::Yielded, 8)]);
+    assert_eq!(holdings.acting(1), 0);
+}
