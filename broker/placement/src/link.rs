@@ -402,7 +402,7 @@ impl Core {
         if awaited {
             return self.finish_leaving(&held.team, "arrived", now);
         }
-        self.renew_what_was_released(&id, held);
+        self.renew_what_was_released(&id, held, now);
     }
 
     pub(crate) fn arrived(&mut self, link: LinkId, arrivals: &Arrivals, now: Timestamp) {

@@ -14,6 +14,7 @@ use usher_shared::rest::{Cause, TeamKind};
 use crate::choose::Decision;
 use crate::command::Notice;
 use crate::core::Core;
+use crate::epochs::Epochs;
 use crate::operation::Operation;
 use crate::team::{Activation, Move, Owner, Team};
 
@@ -44,10 +45,23 @@ impl Core {
     pub(crate) fn reconcile(&mut self, id: &NodeId, inventory: &[Held], now: Timestamp) {
         let mut shown = BTreeSet::new();
         let (mut forged, mut news, mut highest) = (0_u32, 0_u32, Epoch::default());
-        for held in inventory {
-            let genuine = self.grants.verify(&held.team, id, held.epoch, &held.grant);
-            if genuine || planted::is(Bug::GrantsUnchecked) {
-                let found = self.reconcile_team(id, held, now);
+        let is_genuine = |held: &Held| {
+            let signed = self.grants.verify(&held.team, id, held.epoch, &held.grant);
+            signed || planted::is(Bug::GrantsUnchecked)
+        };
+        let checked: Vec<(&Held, bool)> = inventory.iter().map(|held| (held, is_genuine(held))).collect();
+        // Before any epoch is given out because of this inventory, the counter must be above all that it shows.
+        let known = self.epochs.clone();
+        let shows = checked.iter().filter(|(_, genuine)| *genuine);
+        if let Some(most) = shows.map(|(held, _)| held.epoch).max()
+            && !known.covers(most)
+        {
+            self.raise_epochs(most);
+            self.store_regressed = true;
+        }
+        for (held, genuine) in checked {
+            if genuine {
+                let found = self.reconcile_team(id, held, &known, now);
                 if matches!(found, Found::Rightly | Found::News) {
                     shown.insert(held.team.clone());
                 }
@@ -153,20 +167,20 @@ impl Core {
         }
     }
 
-    /// One entry.
-    fn reconcile_team(&mut self, id: &NodeId, held: &Held, now: Timestamp) -> Found {
+    /// One entry, with the counter as it was before the inventory came.
+    fn reconcile_team(&mut self, id: &NodeId, held: &Held, known: &Epochs, now: Timestamp) -> Found {
         let Some(team) = self.teams.get(&held.team) else {
             if self.was_deleted(held) {
                 self.revoke(id, &held.team, held.epoch);
                 return Found::NotItsOwn;
             }
-            let ours = self.epochs.gave(held.epoch);
+            let ours = known.gave(held.epoch);
             if ours && !self.store_regressed {
                 // It was deleted while this node was away, and had another owner since.
                 self.revoke(id, &held.team, held.epoch);
                 return Found::NotItsOwn;
             }
-            if self.epochs.covers(held.epoch) && !planted::is(Bug::OldClaimAdopted) {
+            if known.covers(held.epoch) && !planted::is(Bug::OldClaimAdopted) {
                 self.adopt_anew(id, held, now);
                 return Found::NewsAnew;
             }
@@ -223,7 +237,7 @@ impl Core {
     /// The owner itself says that nothing is left of a team, by an epoch at or above the one it has it
     /// under: the store is an old copy, and the node would not take the team back under the old epoch.
     /// The word is no grant, so it raises no counter.
-    pub(crate) fn renew_what_was_released(&mut self, id: &NodeId, held: &TeamEpoch) {
+    pub(crate) fn renew_what_was_released(&mut self, id: &NodeId, held: &TeamEpoch, now: Timestamp) {
         let Some(team) = self.teams.get(&held.team) else {
             return;
         };
@@ -231,6 +245,8 @@ impl Core {
         if !lacks_it || !self.epochs.covers(held.epoch) {
             return;
         }
+        // A move in hand has its epoch already, and it would be below the new one.
+        self.drop_move(&held.team, "undone", now);
         let epoch = self.next_epoch();
         if let Some(team) = self.teams.get_mut(&held.team) {
             team.epoch = epoch;

@@ -6,6 +6,7 @@ mod world;
 
 use usher_placement::{Ask, Command, Event, Record, RequestId, Settings};
 use usher_shared::link::{Held, HoldState, Inventory, TeamEpoch, ToNode};
+use usher_shared::quantity::Epoch;
 use world::*;
 
 fn state_on(world: &World, name: &str, of: &str) -> Option<HoldState> {
@@ -215,4 +216,33 @@ fn a_longer_lease_is_written_before_it_is_granted() {
     });
     world.connect("a");
     assert_eq!(world.store.nodes[&node("a")].lease_ms, 10_000);
+}
+
+#[test]
+fn an_epoch_that_a_later_entry_of_the_same_inventory_shows_is_not_given_out_for_an_earlier_one() {
+    let mut world = pool(&["a"], 2);
+    let reserved = world.store.epochs;
+    let (old, new) = (Epoch::new(1).unwrap(), reserved);
+    // The store is an old copy: it has neither team, and would give out next what the second is held under.
+    world.cut("a");
+    world.store.teams.clear();
+    world.restart_broker(Settings::default());
+    let link = world.say_hello("a");
+    let held = |name: &str, epoch| Held {
+        team: team(name),
+        epoch,
+        grant: grants().sign(&team(name), &node("a"), epoch),
+        state: HoldState::Owned,
+        connections: 0,
+    };
+    let teams = vec![held("t0", old), held("t1", new), held("s", reserved.plus(7))];
+    world.tell(Event::Inventory {
+        link,
+        page: Inventory { teams, more: false },
+    });
+    let mut epochs = ["s", "t0", "t1"].map(|name| world.epoch(name).get()).to_vec();
+    epochs.sort_unstable();
+    epochs.dedup();
+    assert_eq!(epochs.len(), 3, "each team has its own epoch");
+    assert!(world.epoch("t0") > reserved.plus(7));
 }
