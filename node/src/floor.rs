@@ -28,7 +28,7 @@ use crate::load::Reading;
 use crate::mandate::{Link, Mandate};
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::outgoing::Outgoing;
-use crate::pacing::Pacer;
+use crate::pacing::{self, Pacer};
 use crate::roster::Roster;
 use crate::watchdog::Watchdog;
 
@@ -410,5 +410,5 @@ impl Drop for Seat {
 
 /// A random wait below `bound_ms`: what is told to many clients must differ.
 pub(crate) fn jitter(bound_ms: u64) -> u64 {
-    rand::random_range(0..bound_ms.max(1))
+    pacing::jitter(bound_ms, rand::random())
 }
