@@ -24,7 +24,7 @@ use crate::admission::{Here, Refusal, Shown, SpentTickets, Verdict, decide};
 use crate::config::Config;
 use crate::figures::Figures;
 use crate::holdings::{Opened, Tenure};
-use crate::load::Reading;
+use crate::load::{Reading, descriptor_limit};
 use crate::mandate::{Link, Mandate};
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::outgoing::Outgoing;
@@ -228,8 +228,8 @@ impl Floor {
 
     fn sit(self: &Arc<Self>, state: &mut State, knock: &Knock, speaks: Speaks) -> Option<Seat> {
         let now = boottime();
-        let fds = self.load.lock().fds;
-        let descriptors_left = fds.limit == 0 || state.connections + SPARE_DESCRIPTORS < fds.limit;
+        // Not the last sample's: a second after the limit was raised it would still turn clients away.
+        let descriptors_left = state.connections + SPARE_DESCRIPTORS < descriptor_limit();
         if state.connections >= self.config.capacity.connections || !descriptors_left {
             return None;
         }

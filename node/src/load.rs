@@ -9,6 +9,7 @@ use usher_shared::link::{Descriptors, Health};
 use usher_shared::quantity::Millicores;
 
 use cgroup::Quota;
+pub(crate) use machine::descriptor_limit;
 
 /// How often a sample is taken.
 pub(crate) const EVERY: Duration = Duration::from_secs(1);

@@ -1,5 +1,6 @@
 """Clients that ask and wait, as no library lets them."""
 
+import select
 import socket
 
 from harness.ask import address_of, ask, target_of, upgrade
@@ -37,6 +38,10 @@ class Member:
             assert byte, f"cut within the handshake: {head!r}"
             head += byte
         return int(head.split()[1])
+
+    def has_answer(self):
+        """Whether the answer to its handshake has begun to arrive."""
+        return bool(select.select([self._stream], [], [], 0)[0])
 
     def lives(self):
         """Whether its socket is open and nothing was said on it: not a Close, either."""

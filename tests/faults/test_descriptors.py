@@ -44,10 +44,15 @@ def test_a_node_without_file_descriptors_refuses_newcomers_and_keeps_what_it_has
         errors = scraped("usher_accept_errors_total") - errors
         assert scraped('usher_connections{direction="inbound"}') == connections + 1
         assert cpu < 1.5, f"{cpu:.1f} s of CPU in 3 s: it spins"
+        # A descriptor that was free below the limit lets the node take one of them in, only to refuse it.
+        refused, waiting = parted(waiting, lambda one: one.has_answer())
+        refusals = [one.answered() for one in refused]
+        assert refusals == [503] * len(refused), refusals
     finally:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (hard, hard))
     answered = [one.answered() for one in waiting]
     assert answered == [101] * len(waiting), answered
+    assert len(waiting) >= 10, f"only {len(waiting)} had to wait"
     assert member.lives()
     assert fleet.worker("node-1") == worker
     report = clients.report()
@@ -55,8 +60,14 @@ def test_a_node_without_file_descriptors_refuses_newcomers_and_keeps_what_it_has
     fault(
         "newcomers wait or are refused, what is connected stays, and it recovers",
         f"with 0 descriptors left: {errors:.0f} failed accepts and {cpu:.2f} s of CPU in 3 s, {connections + 1} connections"
-        f" stayed; with descriptors again the {len(waiting)} that waited came in",
+        f" stayed; {len(refused)} were refused; with descriptors again the {len(waiting)} that waited came in",
     )
+
+
+def parted(members, holds):
+    """Those of whom it holds, and the others."""
+    yes = [one for one in members if holds(one)]
+    return yes, [one for one in members if one not in yes]
 
 
 def cpu_s(process):

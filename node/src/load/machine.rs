@@ -29,16 +29,17 @@ pub(super) fn resident_bytes(root: &Path) -> u64 {
 
 /// Descriptors of this process.
 pub(super) fn descriptors(root: &Path) -> Descriptors {
-    let limit = || -> Option<u32> {
-        let text = fs::read_to_string(root.join("proc/self/limits")).ok()?;
-        let line = text.lines().find(|line| line.starts_with("Max open files"))?;
-        let soft = line.split_ascii_whitespace().nth(3)?;
-        Some(soft.parse().unwrap_or(u32::MAX))
-    };
     Descriptors {
         used: open_descriptors(root),
-        limit: limit().unwrap_or(0),
+        limit: descriptor_limit(),
     }
+}
+
+/// How many descriptors this process may hold now. It asks the kernel and needs no descriptor for it,
+/// so that the answer is right also while there is none, and in the moment in which somebody raises it.
+pub(crate) fn descriptor_limit() -> u32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(u32::MAX, |limit| u32::try_from(limit).unwrap_or(u32::MAX))
 }
 
 fn open_descriptors(root: &Path) -> u32 {
