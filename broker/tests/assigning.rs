@@ -164,7 +164,7 @@ async fn with_no_node_ready_a_client_is_told_when_to_come_back() {
     let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else {
         panic!("no close");
     };
-    assert_eq!(u16::from(close.code), 1013);
+    assert_eq!(u16::from(close.code), 4313);
     assert!(close.reason.contains("retry_ms"), "{}", close.reason);
     broker.stop().await;
 }

@@ -191,10 +191,10 @@ mod tests {
         );
         assert_eq!(
             told(Event::Lost(&Ending::Closed {
-                code: 1012,
+                code: 4312,
                 reason: String::new()
             })),
-            Some("lost: moved or restarting (close 1012)".to_owned())
+            Some("lost: moved or restarting (close 4312)".to_owned())
         );
         let moved = Control::Move {
             url: "http://h/connect/T1?from=1".to_owned(),

@@ -17,7 +17,7 @@ use usher_shared::frame::{CloseCode, CloseReason, Control, pretends_control};
 use usher_shared::link::EndedBy;
 
 use crate::config::Relay;
-use crate::floor::Seat;
+use crate::floor::{Seat, jitter};
 use crate::outbox::{Goodbye, Next, Speaks};
 
 /// Frames handled in one go before other tasks get a turn.
@@ -223,22 +223,28 @@ impl Future for Connection {
     }
 }
 
+/// Who broke the protocol waits up to this long before coming back: it may do so again.
+const FAULT_RETRY_MS: u64 = 5_000;
+
 /// The Close that an error asks for; `None` when nobody is there to read it.
 fn goodbye_for(error: &Error) -> Option<Goodbye> {
-    let plain = |code: u16, word: &str| Goodbye {
+    let fault = |code: u16, word: &str| Goodbye {
         code,
-        reason: CloseReason {
-            code: Some(word.to_owned()),
-            ..CloseReason::default()
-        }
-        .to_text(),
+        reason: CloseReason::retry(word, FAULT_RETRY_MS / 2 + jitter(FAULT_RETRY_MS / 2)).to_text(),
     };
     match error {
-        Error::Capacity(_) => Some(plain(CloseCode::TooLarge.number(), "too_large")),
+        Error::Capacity(_) => Some(Goodbye {
+            code: CloseCode::TooLarge.number(),
+            reason: CloseReason {
+                code: Some("too_large".to_owned()),
+                ..CloseReason::default()
+            }
+            .to_text(),
+        }),
         // RFC 6455 section 7.4.1: 1007 for text that is not UTF-8, 1002 for what breaks the protocol.
-        Error::Utf8(_) => Some(plain(1007, "not_utf8")),
+        Error::Utf8(_) => Some(fault(1007, "not_utf8")),
         Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
-        Error::Protocol(_) => Some(plain(1002, "protocol")),
+        Error::Protocol(_) => Some(fault(1002, "protocol")),
         _ => None,
     }
 }

@@ -59,9 +59,9 @@ pub enum Step {
     Nothing,
     /// Ask the peers, and say what came of it with [`Lapse::peers_answered`].
     AskPeers,
-    /// Close so many connections with 1012.
+    /// Close so many connections with 4312.
     Close(u32),
-    /// Close all of them with 1012, now.
+    /// Close all of them with 4312, now.
     CloseAll,
 }
 

@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(outbox.push(Message::text("c"), 100, 0), Pushed::Closing);
         assert_eq!(text(outbox.take()).as_deref(), Some("a"));
         assert_eq!(text(outbox.take()).as_deref(), Some("b"));
-        assert!(matches!(outbox.take(), Next::Close(close) if close.code == 1012));
+        assert!(matches!(outbox.take(), Next::Close(close) if close.code == 4312));
         assert!(matches!(outbox.take(), Next::Nothing));
         assert_eq!(outbox.ended_by(), EndedBy::Slot);
     }

@@ -50,12 +50,12 @@ async fn a_drain_moves_usher_clients_at_once_and_closes_plain_ones_at_their_slot
     assert_eq!(yielded.await, one("T1", 7));
 
     let (code, reason) = plain.closed().await;
-    assert_eq!((code, reason.code.as_deref()), (1012, Some("moved")));
+    assert_eq!((code, reason.code.as_deref()), (4312, Some("moved")));
     // A ticket of the old epoch leads back to the broker.
     let path = format!("/teams/T1?ticket={}", rig.ticket("T1", 5));
     assert_eq!(rig.turned_away(&path, &[]).await.0, 302);
     // This one never leaves by itself.
-    assert_eq!(usher.closed().await.0, 1012);
+    assert_eq!(usher.closed().await.0, 4312);
     let mut left = Vec::new();
     let released = rig.broker.hears(|message| match message {
         ToBroker::Left(departures) => {
@@ -252,7 +252,7 @@ async fn a_stopping_node_asks_to_be_drained_serves_on_and_ends_when_it_is_empty(
     assert_eq!(client.hears().await, "still serving");
 
     rig.broker.command(drain("T1", 7, 0, 500));
-    assert_eq!((client.closed().await.0, late.closed().await.0), (1012, 1012));
+    assert_eq!((client.closed().await.0, late.closed().await.0), (4312, 4312));
     within(rig.served).await.unwrap();
 }
 
@@ -272,7 +272,7 @@ async fn at_the_end_of_the_budget_what_is_left_is_closed_with_a_time_to_return()
     rig.broker.die();
     rig.stop.cancel();
     let (code, reason) = client.closed().await;
-    assert_eq!((code, reason.code.as_deref()), (1012, Some("stopping")));
+    assert_eq!((code, reason.code.as_deref()), (4312, Some("stopping")));
     assert!(reason.retry_ms.is_some());
     within(rig.served).await.unwrap();
 }
@@ -284,6 +284,6 @@ async fn a_second_signal_ends_the_budget() {
     let mut client = rig.joins("T1", 5).await;
     rig.stop.cancel();
     rig.hasten.cancel();
-    assert_eq!(client.closed().await.0, 1012);
+    assert_eq!(client.closed().await.0, 4312);
     within(rig.served).await.unwrap();
 }

@@ -68,7 +68,7 @@ async fn a_node_that_is_cut_off_alone_closes_its_connections_and_one_among_many_
     among_many.broker.die();
     let patience = Duration::from_millis(CUT_OFF_AFTER_MS + 8_000);
     let (code, reason) = tokio::time::timeout(patience, closed.closed()).await.unwrap();
-    assert_eq!((code, reason.code.as_deref()), (1012, Some("cut_off")));
+    assert_eq!((code, reason.code.as_deref()), (4312, Some("cut_off")));
     assert!(reason.retry_ms.is_some());
     // Who comes with an expired ticket is better off at the broker now.
     let expired = usher_shared::ticket::Claims {
@@ -97,7 +97,7 @@ async fn a_fencing_node_closes_everything_when_its_lease_is_over_and_serves_agai
     rig.broker.answers(false);
     for client in [&mut one, &mut two] {
         let (code, reason) = client.closed().await;
-        assert_eq!((code, reason.code.as_deref()), (1012, Some("fenced")));
+        assert_eq!((code, reason.code.as_deref()), (4312, Some("fenced")));
     }
     let path = format!("/teams/T1?ticket={}", rig.ticket("T1", 5));
     assert_eq!(rig.turned_away(&path, &[]).await.0, 302);

@@ -243,7 +243,7 @@ async fn a_node_that_never_met_its_broker_says_so() {
     assert_eq!(rig.turned_away("/teams/T1", &[]).await.0, 503);
     let browser = [("user-agent", "Mozilla/5.0")];
     let mut client = Client(rig.dial("/teams/T1", &browser).await.unwrap());
-    assert_eq!(client.closed().await.0, 1013);
+    assert_eq!(client.closed().await.0, 4313);
     assert_eq!(rig.status("/readyz").await, 503);
 }
 
@@ -257,7 +257,7 @@ async fn a_full_node_says_so() {
     let browser = [("user-agent", "Mozilla/5.0")];
     let mut told = Client(rig.dial(&path(&rig), &browser).await.unwrap());
     let (code, reason) = told.closed().await;
-    assert_eq!((code, reason.code.as_deref()), (1013, Some("node_full")));
+    assert_eq!((code, reason.code.as_deref()), (4313, Some("node_full")));
     drop(first);
     rig.eventually("there is room again", async || {
         rig.dial(&path(&rig), &[]).await.is_ok()

@@ -16,14 +16,15 @@ pub const CONTROL_PREFIX: &str = "{\"usher\":";
 /// RFC 6455 section 5.5: a control frame carries 125 bytes, 2 of them the close code.
 pub const MAX_REASON_BYTES: usize = 123;
 
-/// Why a connection was closed. Never 1000 from us: some clients then never return.
+/// Why a connection was closed. One rule for clients: whatever is not [`CloseCode::is_final`] means
+/// come back through the broker, a code that nobody here knows and a loss without a Close included.
+///
+/// All are private codes (RFC 6455 section 7.4.2). 1012 and 1013 would say the same, but came after
+/// the RFC: many libraries take them for an error, report 1002 or 1006, and some lose the reason.
+/// Never 1000 from us: some clients then never return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
 pub enum CloseCode {
-    /// Moved, or the node restarts: come back through the broker.
-    Restart = 1012,
-    /// Full just now: come back through the broker, later.
-    TryAgain = 1013,
     /// The ticket was not good: come back through the broker.
     Ticket = 4301,
     /// Go to the URL in the frame before this, or in the reason.
@@ -32,6 +33,10 @@ pub enum CloseCode {
     TooSlow = 4308,
     /// The team is elsewhere: come back through the broker.
     Elsewhere = 4309,
+    /// Moved, or the node restarts: come back through the broker.
+    Restart = 4312,
+    /// Full just now: come back through the broker, later.
+    TryAgain = 4313,
     /// Not a request that will ever work. Final.
     BadRequest = 4400,
     /// Not allowed. Final.
@@ -43,12 +48,12 @@ pub enum CloseCode {
 impl CloseCode {
     /// Every code, for metrics and documentation.
     pub const ALL: [Self; 9] = [
-        Self::Restart,
-        Self::TryAgain,
         Self::Ticket,
         Self::Redirect,
         Self::TooSlow,
         Self::Elsewhere,
+        Self::Restart,
+        Self::TryAgain,
         Self::BadRequest,
         Self::Forbidden,
         Self::TooLarge,
@@ -60,7 +65,7 @@ impl CloseCode {
         self as u16
     }
 
-    /// Whether a client should come back.
+    /// Whether coming back would be in vain. Every other code, of anybody, means come back.
     #[must_use]
     pub const fn is_final(self) -> bool {
         matches!(self, Self::BadRequest | Self::Forbidden | Self::TooLarge)
@@ -196,6 +201,14 @@ mod tests {
             assert!(pretends_control(&frame.to_text()), "{}", frame.to_text());
         }
         assert!(!pretends_control("{ \"usher\":"));
+    }
+
+    #[test]
+    fn only_private_codes_are_sent_because_every_library_hands_those_on() {
+        for code in CloseCode::ALL {
+            assert!((4_000..5_000).contains(&code.number()), "{code:?}");
+            assert_eq!(code.is_final(), code.number() >= 4_400, "{code:?}");
+        }
     }
 
     #[test]

@@ -38,11 +38,11 @@ async def test_a_library_that_follows_redirects_sees_the_503(shut, team):
     assert refused.value.response.headers["Retry-After"]
 
 
-async def test_a_browser_is_closed_with_1013_and_told_when_to_come_back(shut, team):
+async def test_a_browser_is_closed_with_4313_and_told_when_to_come_back(shut, team):
     socket = await connect(shut.door(team), user_agent_header=BROWSER)
     with pytest.raises(ConnectionClosed):
         await socket.recv()
-    assert socket.close_code == 1013
+    assert socket.close_code == 4313
     reason = json.loads(socket.close_reason)
     assert reason["code"] == "no_node" and reason["retry_ms"] > 0
 

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 TEAMS = 60
 CONNECTIONS = 120
 # Close codes that send a client back to the broker: moved, elsewhere.
-COME_BACK = (1012, 4309)
+COME_BACK = (4312, 4309)
 # What the broker promises for a death that was seen.
 SEEN_WITHIN_S = 1.0
 

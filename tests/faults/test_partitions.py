@@ -195,7 +195,7 @@ def test_a_node_that_is_cut_off_alone_learns_it_from_its_peers_and_sends_its_cli
     last = now()
     assert held(fleet, "node-1") == 0
     assert CUT_OFF_AFTER_S - 0.5 <= first - over <= CUT_OFF_AFTER_S + 2, f"{first - over:.3f} s"
-    closed = node_metric(fleet, "node-1", 'usher_closes_total{code="1012"}')
+    closed = node_metric(fleet, "node-1", 'usher_closes_total{code="4312"}')
     assert closed == here, closed
     after = owners(fleet)
     fleet.network.heal()
@@ -204,9 +204,9 @@ def test_a_node_that_is_cut_off_alone_learns_it_from_its_peers_and_sends_its_cli
     report = clients.report()
     assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
     fault(
-        f"peers hear the broker for {CUT_OFF_AFTER_S:.0f} s: it closes its connections, paced, with 1012",
+        f"peers hear the broker for {CUT_OFF_AFTER_S:.0f} s: it closes its connections, paced, with 4312",
         f"lease over {over - began:.1f} s after the cut, new owners after {moved - began:.1f} s; {here} connections closed"
-        f" with 1012 between {first - began:.1f} s and {last - began:.1f} s, all back on the others; {report.gaps()}",
+        f" with 4312 between {first - began:.1f} s and {last - began:.1f} s, all back on the others; {report.gaps()}",
     )
 
 
