@@ -19,11 +19,12 @@ use std::sync::Arc;
 use usher_listen::answer::{self, Answer};
 use usher_listen::telemetry::Telemetry;
 use usher_placement::Ask;
+use usher_shared::credential::Credential;
 use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::rest::{
-    DrainPost, NodesView, OperationState, OperationView, OperationsView, Problem, ShedPost, TeamPut,
+    DrainPost, NodesView, OperationState, OperationView, OperationsView, Problem, ShedPost, TeamPatch,
+    TeamPut,
 };
-use usher_shared::secret::Token;
 
 use crate::body::{self, Nothing};
 use crate::clients::{healthy, ready};
@@ -40,7 +41,7 @@ const OPERATIONS: usize = 100;
 pub(crate) struct Admin {
     pub(crate) core: CoreHandle,
     pub(crate) telemetry: Telemetry,
-    pub(crate) operator_token: Option<Token>,
+    pub(crate) operator_token: Option<Credential>,
     /// Pages on loopback, while the listener is there.
     pub(crate) origins: Origins,
 }
@@ -53,7 +54,10 @@ pub(crate) fn router(admin: Admin) -> Router {
     let admin = Arc::new(admin);
     Router::new()
         .route("/", get(page))
-        .route("/healthz", get(async || plain(healthy())))
+        .route(
+            "/healthz",
+            get(async |State(admin): Shared| plain(healthy(&admin.core))),
+        )
         .route(
             "/readyz",
             get(async |State(admin): Shared| plain(ready(&admin.core))),
@@ -61,8 +65,14 @@ pub(crate) fn router(admin: Admin) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/teams", get(teams))
-        .route("/v1/teams/", get(no_team).put(no_team).delete(no_team))
-        .route("/v1/teams/{team}", get(team).put(put_team).delete(delete_team))
+        .route(
+            "/v1/teams/",
+            get(no_team).put(no_team).patch(no_team).delete(no_team),
+        )
+        .route(
+            "/v1/teams/{team}",
+            get(team).put(put_team).patch(patch_team).delete(delete_team),
+        )
         .route("/v1/teams/{team}/why", get(why))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", get(node))
@@ -176,6 +186,11 @@ async fn metrics(State(admin): Shared) -> Answered {
 async fn status(State(admin): Shared) -> Answered {
     let mut status = admin.core.glance(|core, now| core.status(now)).await?;
     env!("CARGO_PKG_VERSION").clone_into(&mut status.version);
+    let refused = admin.core.vitals().refusals().lately();
+    status.links_refused = refused
+        .into_iter()
+        .map(|(code, count)| (code.to_owned(), count))
+        .collect();
     Ok(json(StatusCode::OK, &status))
 }
 
@@ -215,14 +230,25 @@ async fn why(State(admin): Shared, path: TeamPath) -> Answered {
 async fn put_team(State(admin): Shared, path: TeamPath, request: Request) -> Answered {
     let team = team_of(path)?;
     let put: TeamPut = body_of(request).await?;
-    let granted = admin
-        .core
-        .ask(Ask::Put {
-            team: team.clone(),
-            put,
-        })
-        .await?;
-    match granted {
+    let ask = Ask::Put {
+        team: team.clone(),
+        put,
+    };
+    specified(&admin, team, ask).await
+}
+
+async fn patch_team(State(admin): Shared, path: TeamPath, request: Request) -> Answered {
+    let team = team_of(path)?;
+    let patch: TeamPatch = body_of(request).await?;
+    let ask = Ask::Patch {
+        team: team.clone(),
+        patch,
+    };
+    specified(&admin, team, ask).await
+}
+
+async fn specified(admin: &Admin, team: TeamId, ask: Ask) -> Answered {
+    match admin.core.ask(ask).await? {
         Granted::Assigned {
             view: Some(view),
             created,

@@ -32,7 +32,7 @@ impl Clients {
         let (mut head, _body) = request.into_parts();
         let upgrade = head.extensions.remove::<OnUpgrade>();
         match head.uri.path() {
-            "/healthz" => health_method(&head).unwrap_or_else(healthy),
+            "/healthz" => health_method(&head).unwrap_or_else(|| healthy(&self.core)),
             "/readyz" => health_method(&head).unwrap_or_else(|| ready(&self.core)),
             path => match path.strip_prefix("/connect/").filter(|rest| !rest.contains('/')) {
                 Some(segment) => match head.method {
@@ -113,8 +113,14 @@ fn health_method(head: &Parts) -> Option<Answer> {
     (!reads).then(|| wrong_method("GET, HEAD"))
 }
 
-/// The process lives. Depends on nothing.
-pub(crate) fn healthy() -> Answer {
+/// The process lives, and its event loop turns. Depends on nothing outside the process.
+pub(crate) fn healthy(core: &CoreHandle) -> Answer {
+    if core.vitals().is_dead() {
+        return answer::text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the event loop stands still: restart the broker\n",
+        );
+    }
     answer::text(StatusCode::OK, "ok\n")
 }
 

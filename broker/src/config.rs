@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use usher_shared::secret::{MasterKey, Token};
+use usher_shared::credential::Credential;
+use usher_shared::secret::MasterKey;
 
 /// What a broker is told at its start.
 #[derive(Clone, Debug)]
@@ -21,12 +22,14 @@ pub struct Config {
     pub store_is: StoreIs,
     /// The master key; made in `data` at the first start and kept there when not given.
     pub master_key: Option<MasterKey>,
+    /// Whether the master key is the one that this store was run with.
+    pub master_key_is: MasterKeyIs,
     /// The operators' token, needed when `admin` is beyond loopback.
-    pub operator_token: Option<Token>,
+    pub operator_token: Option<Credential>,
     /// The nodes' token, needed when `node_link` is beyond loopback.
-    pub node_token: Option<Token>,
+    pub node_token: Option<Credential>,
     /// The clients' token. With it, only clients that show it may make a team by connecting.
-    pub client_token: Option<Token>,
+    pub client_token: Option<Credential>,
     /// Whether a client's first connect makes its team; by default only when `clients` is on
     /// loopback or a `client_token` is set.
     pub auto_create: Option<bool>,
@@ -56,6 +59,16 @@ pub enum StoreIs {
     Restored,
 }
 
+/// What an operator says of the master key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MasterKeyIs {
+    /// The one of before; a store without it is a mistake.
+    #[default]
+    Kept,
+    /// Another one, because the old one is lost or known to others: tickets and grants of before are void.
+    New,
+}
+
 impl Config {
     /// The defaults, on loopback, with the store in `data`.
     #[must_use]
@@ -68,6 +81,7 @@ impl Config {
             data,
             store_is: StoreIs::Current,
             master_key: None,
+            master_key_is: MasterKeyIs::Kept,
             operator_token: None,
             node_token: None,
             client_token: None,

@@ -414,7 +414,7 @@ impl EventLoop {
                 incarnation,
                 address,
             } => self.prober.probe(node, incarnation, address),
-            Command::Notice(notice) => telemetry::note(&notice),
+            Command::Notice(notice) => telemetry::note(&notice, self.vitals.refusals()),
             // `poll_commands` turned both into something else.
             Command::Write(_) | Command::Answer { .. } => {}
         }
@@ -445,7 +445,7 @@ impl Subject {
     fn of(ask: &Ask) -> Self {
         match ask {
             Ask::Connect { .. } => Self::Route,
-            Ask::Put { .. } => Self::Team,
+            Ask::Put { .. } | Ask::Patch { .. } => Self::Team,
             Ask::Cordon { node } | Ask::Uncordon { node } | Ask::Undrain { node } => Self::Node(node.clone()),
             Ask::Delete { .. } | Ask::Drain { .. } | Ask::Shed { .. } | Ask::Release => Self::Nothing,
         }

@@ -182,6 +182,7 @@ mod tests {
             connections: 0,
             imbalance_ppm: 1_500_000,
             operations_running: 0,
+            links_refused: std::collections::BTreeMap::new(),
         }
     }
 

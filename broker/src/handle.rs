@@ -12,12 +12,15 @@ use usher_shared::rest::{NodeView, OperationView, Problem, TeamView};
 
 use crate::outlet::Outlet;
 use crate::random;
+use crate::refusals::Refusals;
 use crate::telemetry;
 
 /// How long a request waits for the loop and the store.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A loop that has not come round for this long is stuck. It wakes every half second.
 const STUCK_MS: u64 = 5_000;
+/// A loop that has not come round for this long will not.
+const DEAD_MS: u64 = 30_000;
 /// When to come back after the broker could not answer, before jitter.
 const RETRY_MS: u64 = 1_000;
 
@@ -147,7 +150,7 @@ impl CoreHandle {
         if self.vitals.store_failing() {
             return Err(Denied::StoreFailing);
         }
-        let places = matches!(ask, Ask::Connect { .. } | Ask::Put { .. });
+        let places = matches!(ask, Ask::Connect { .. } | Ask::Put { .. } | Ask::Patch { .. });
         let began = Instant::now();
         let (reply, answer) = oneshot::channel();
         self.enqueue(Request::Ask { ask, reply })?;
@@ -218,6 +221,7 @@ fn look_and_send<T: Send + 'static>(
 pub(crate) struct Vitals {
     store_failing: AtomicBool,
     last_beat_ms: AtomicU64,
+    refusals: Refusals,
 }
 
 impl Vitals {
@@ -232,6 +236,11 @@ impl Vitals {
         self.store_failing.swap(failing, Ordering::Relaxed)
     }
 
+    /// Links of nodes that were refused.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
     /// The loop has come round.
     pub(crate) fn beat(&self, now: Timestamp) {
         self.last_beat_ms.store(now.as_millis(), Ordering::Relaxed);
@@ -244,8 +253,19 @@ impl Vitals {
             Some("the store fails")
         } else if clock::boottime().since(last) > STUCK_MS {
             Some("the event loop is stuck")
+        } else if self.refusals.looks_misplaced() {
+            Some(
+                "this broker began a new cluster, and only nodes of another one come: is --data the right folder?",
+            )
         } else {
             None
         }
+    }
+
+    /// Whether only a restart can help: the one loop that decides everything has stood still for so long that
+    /// every lease is over.
+    pub(crate) fn is_dead(&self) -> bool {
+        let last = Timestamp::from_millis(self.last_beat_ms.load(Ordering::Relaxed));
+        last.as_millis() > 0 && clock::boottime().since(last) > DEAD_MS
     }
 }

@@ -9,7 +9,7 @@ use usher_shared::id::NodeId;
 use usher_shared::link::TicketKey;
 use usher_shared::secret::{Key, MasterKey, SecretError};
 
-use crate::config::Config;
+use crate::config::{Config, MasterKeyIs};
 use crate::random::{self, NoRandomness};
 
 /// The file of the master key, in the data folder.
@@ -31,7 +31,7 @@ pub enum KeyError {
     },
     /// The file does not hold a key.
     #[error(
-        "{} does not hold a master key; put the key back from a copy, or remove the file to have a new one made (every node must then say hello again)",
+        "{} does not hold a master key; put the key back from a copy, or start once with --new-master-key to have a new one made (tickets and grants of before are then void)",
         path.display()
     )]
     NotAKey {
@@ -39,6 +39,15 @@ pub enum KeyError {
         path: PathBuf,
         /// What is wrong.
         source: SecretError,
+    },
+    /// There is a store, and not the key that it was run with.
+    #[error(
+        "{} is missing, and the store beside it was run with it: is this the right data folder? Put the key back from a copy, or give it by USHER_MASTER_KEY",
+        path.display()
+    )]
+    Lost {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// The file could not be read or written.
     #[error(
@@ -150,6 +159,31 @@ pub fn make_data_folder(data: &Path) -> Result<(), KeyError> {
         })
 }
 
+/// The master key in `data`. It is made for a store that has seen no start yet, or when an operator asks for a
+/// new one; the old file is kept beside it.
+///
+/// # Errors
+/// [`KeyError`] when it is missing though `store_exists`, cannot be read, is not one, or can be read by others.
+pub fn master_key(data: &Path, store_exists: bool, key_is: MasterKeyIs) -> Result<MasterKey, KeyError> {
+    let path = data.join(MASTER_KEY_FILE);
+    match key_is {
+        MasterKeyIs::New => {
+            let io = |source| KeyError::Io {
+                path: path.clone(),
+                source,
+            };
+            match std::fs::rename(&path, data.join("master.key.old")) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(io(error)),
+            }
+        }
+        MasterKeyIs::Kept if store_exists && !path.exists() => return Err(KeyError::Lost { path }),
+        MasterKeyIs::Kept => {}
+    }
+    read_or_make_master_key(data)
+}
+
 /// The master key in `data`, made there when there is none yet.
 ///
 /// # Errors
@@ -259,6 +293,21 @@ mod tests {
     }
 
     #[test]
+    fn a_store_without_its_key_is_refused_and_a_new_key_is_made_on_purpose_only() {
+        let data = tempfile::tempdir().unwrap();
+        let lost = master_key(data.path(), true, MasterKeyIs::Kept).unwrap_err();
+        assert!(matches!(lost, KeyError::Lost { .. }));
+        assert!(!data.path().join(MASTER_KEY_FILE).exists());
+        let first = master_key(data.path(), false, MasterKeyIs::Kept).unwrap();
+        let kept = master_key(data.path(), true, MasterKeyIs::Kept).unwrap();
+        assert_eq!(first.to_hex(), kept.to_hex());
+        let other = master_key(data.path(), true, MasterKeyIs::New).unwrap();
+        assert_ne!(first.to_hex(), other.to_hex());
+        let old = std::fs::read_to_string(data.path().join("master.key.old")).unwrap();
+        assert_eq!(old.trim(), first.to_hex());
+    }
+
+    #[test]
     fn a_key_that_others_can_read_is_refused_with_the_remedy() {
         let data = tempfile::tempdir().unwrap();
         read_or_make_master_key(data.path()).unwrap();
@@ -291,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_listener_beyond_loopback_needs_its_token() {
-        let token = || Some(Token::new("0123456789abcdef").unwrap());
+        let token = || Some(Token::new("0123456789abcdef").unwrap().into());
         let anywhere = SocketAddr::from(([0, 0, 0, 0], 1));
         let mut config = Config::new(PathBuf::from("x"));
         assert!(check_locks(&config).is_ok());

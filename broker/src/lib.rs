@@ -29,11 +29,12 @@ mod probe;
 pub mod query;
 mod random;
 pub mod redirect;
+mod refusals;
 pub mod routes;
 pub mod store;
 mod telemetry;
 
-pub use config::{Config, StoreIs};
+pub use config::{Config, MasterKeyIs, StoreIs};
 pub use error::BrokerError;
 pub use random::NoRandomness;
 
@@ -47,6 +48,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use usher_listen::accept::{self, Limits};
+use usher_listen::supervise::restarted;
 use usher_listen::telemetry::Telemetry;
 use usher_placement::{Core, Settings};
 use usher_shared::clock;
@@ -139,13 +141,17 @@ impl Broker {
         let master = match config.master_key.clone() {
             Some(master) => master,
             // After the store was locked, so that two brokers do not each make one.
-            None => keys::read_or_make_master_key(&config.data)?,
+            None => keys::master_key(&config.data, stored.cluster.is_some(), config.master_key_is)?,
         };
         let (listeners, addresses) = Listeners::bind(&config)?;
 
+        let vitals = Arc::new(Vitals::default());
         let cluster = match stored.cluster {
             Some(cluster) => cluster,
-            None => ClusterId::from_bits(random::bits()?),
+            None => {
+                vitals.refusals().began_cluster();
+                ClusterId::from_bits(random::bits()?)
+            }
         };
         if config.store_is == StoreIs::Restored {
             stored.term = stored.term.plus(RESTORED_TERMS);
@@ -179,7 +185,7 @@ impl Broker {
             store,
             routes: Arc::clone(&routes),
             keys: Arc::clone(&keys),
-            vitals: Arc::new(Vitals::default()),
+            vitals,
             stop: loop_stop.clone(),
             ended: loop_ended.clone(),
         })
@@ -227,7 +233,10 @@ impl Broker {
     /// # Errors
     /// [`BrokerError::LoopEnded`] when the event loop died.
     pub async fn serve(self, stop: CancellationToken) -> Result<(), BrokerError> {
-        let upkeep = tokio::spawn(self.telemetry.clone().upkeep());
+        let telemetry = self.telemetry.clone();
+        let upkeep = tokio::spawn(async move {
+            restarted("the upkeep of histograms", || telemetry.clone().upkeep()).await;
+        });
         let stop = stop.child_token();
         let config = &self.config;
         let limits = Limits {
@@ -313,7 +322,7 @@ impl Broker {
     }
 }
 
-/// Runs a broker until it is told to stop (SIGTERM or SIGINT).
+/// Runs a broker until it is told to stop (SIGTERM, SIGINT or SIGQUIT).
 ///
 /// # Errors
 /// [`BrokerError`] with the remedy.
@@ -321,6 +330,7 @@ pub async fn run(config: Config) -> Result<(), BrokerError> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(BrokerError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(BrokerError::System)?;
+    let mut quit = signal(SignalKind::quit()).map_err(BrokerError::System)?;
     let broker = Broker::start(config).await?;
     let stop = CancellationToken::new();
     let told = stop.clone();
@@ -328,6 +338,7 @@ pub async fn run(config: Config) -> Result<(), BrokerError> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
         }
         told.cancel();
     });

@@ -1,13 +1,14 @@
 //! The nodes' listener: the node link, and the word of a parent that its node is dead.
 
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use http::header::{AUTHORIZATION, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,14 +19,15 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCo
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use usher_listen::accept::PeerAddress;
 use usher_listen::answer::{self, Answer};
 use usher_placement::{Event, LinkId};
+use usher_shared::credential::Credential;
 use usher_shared::frame::CloseCode;
 use usher_shared::link::{
     EXITED_PATH, Exited, Hello, MAX_FRAME_BYTES, PATH, PROTOCOL, Refused, RefusedCode, ToBroker, ToNode,
 };
 use usher_shared::rest::Problem;
-use usher_shared::secret::Token;
 
 use crate::body;
 use crate::clients::{healthy, not_found, wrong_method};
@@ -52,7 +54,7 @@ type Socket = WebSocketStream<TokioIo<Upgraded>>;
 /// What the nodes' listener answers from.
 pub(crate) struct NodeLinks {
     core: CoreHandle,
-    node_token: Option<Token>,
+    node_token: Option<Credential>,
     /// A link that says nothing for this long is closed: its node's lease is over by then.
     lease: Duration,
     links: Arc<Semaphore>,
@@ -65,7 +67,7 @@ pub(crate) struct NodeLinks {
 impl NodeLinks {
     pub(crate) fn new(
         core: CoreHandle,
-        node_token: Option<Token>,
+        node_token: Option<Credential>,
         lease: Duration,
         stop: CancellationToken,
     ) -> Self {
@@ -91,11 +93,17 @@ impl NodeLinks {
     pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
         let (mut head, body) = request.into_parts();
         match head.uri.path() {
-            "/healthz" => healthy(),
+            "/healthz" => healthy(&self.core),
             // Browsers send it with every WebSocket and every POST, nodes never: without a token a
             // page anywhere could otherwise join the pool of whoever reads it.
-            PATH | EXITED_PATH if head.headers.contains_key(ORIGIN) => foreign(),
-            PATH | EXITED_PATH if !self.admits(&head) => unauthorized(),
+            PATH | EXITED_PATH if head.headers.contains_key(ORIGIN) => {
+                self.refused("foreign_origin", &head);
+                foreign()
+            }
+            PATH | EXITED_PATH if !self.admits(&head) => {
+                self.refused("unauthorized", &head);
+                unauthorized()
+            }
             PATH => {
                 let upgrade = head.extensions.remove::<OnUpgrade>();
                 self.open(&head, upgrade)
@@ -107,6 +115,15 @@ impl NodeLinks {
             EXITED_PATH => wrong_method("POST"),
             _ => not_found(),
         }
+    }
+
+    fn refused(&self, code: &str, head: &Parts) {
+        let peer = head
+            .extensions
+            .get::<PeerAddress>()
+            .map(|peer| peer.0.to_string());
+        let refusals = self.core.vitals().refusals();
+        refusals.refused(code, &peer.unwrap_or_default(), "");
     }
 
     fn admits(&self, head: &Parts) -> bool {
@@ -140,16 +157,30 @@ impl NodeLinks {
         let link = Arc::clone(&self.links).try_acquire_owned();
         let stranger = Arc::clone(&self.strangers).try_acquire_owned();
         let (Ok(link), Ok(stranger)) = (link, stranger) else {
+            self.refused("busy", head);
             let busy = Problem::new(503, "busy", "too many nodes are connecting; come back later");
             return answer::problem(&busy.retry_after(random::jittered(1_000)));
         };
         let links = Arc::clone(self);
+        let peer = head
+            .extensions
+            .get::<PeerAddress>()
+            .map(|peer| peer.0.to_string())
+            .unwrap_or_default();
         self.tasks.spawn(async move {
             let greeted = tokio::time::timeout(HELLO_PATIENCE, greet(upgrade)).await;
             drop(stranger);
             match greeted {
                 Ok(Some((socket, Ok(hello)))) => links.serve(socket, hello).await,
-                Ok(Some((socket, Err(refused)))) => turn_away(socket, refused).await,
+                Ok(Some((socket, Err(refused)))) => {
+                    let detail = for_log(&refused.detail);
+                    links
+                        .core
+                        .vitals()
+                        .refusals()
+                        .refused(refused.code.as_str(), &peer, &detail);
+                    turn_away(socket, refused).await;
+                }
                 // No WebSocket, or no word in time: there is nobody to say anything to.
                 Ok(None) | Err(_) => tracing::debug!("a link closed without a hello"),
             }
@@ -184,7 +215,11 @@ impl NodeLinks {
             }
             cut.cancel();
         };
-        tokio::join!(writing, reading);
+        // A bug in either ends this link, and the core must hear of that as of any other end.
+        let conversation = AssertUnwindSafe(async { tokio::join!(writing, reading) });
+        if conversation.catch_unwind().await.is_err() {
+            cut.cancel();
+        }
         tracing::debug!(%node, link = link.0, "link closed");
         // When the broker stops it is not the node that went: nothing must follow from it.
         if !self.stop.is_cancelled() {
@@ -315,8 +350,6 @@ fn hello_of(text: &str) -> Result<Box<Hello>, Refused> {
 }
 
 async fn turn_away(mut socket: Socket, refused: Refused) {
-    let detail = for_log(&refused.detail);
-    tracing::warn!(code = ?refused.code, detail, "a link was turned away");
     let told = async {
         let text = serde_json::to_string(&ToNode::Refused(refused)).unwrap_or_default();
         socket.send(Message::text(text)).await?;

@@ -14,11 +14,11 @@ use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 use usher_listen::answer::{self, Answer};
 use usher_placement::{Ask, Knock};
+use usher_shared::credential::Credential;
 use usher_shared::frame::{CloseCode, CloseReason, Control};
 use usher_shared::id::{ConnectionId, NodeId, TeamId};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::{ConnectView, Problem};
-use usher_shared::secret::Token;
 use usher_shared::ticket::{self, Age, Claims, LIFE_S, MAX_HOPS, Scope};
 use usher_shared::way::{Asker, LocationForm, Wants, Way};
 
@@ -41,7 +41,7 @@ pub struct Rules {
     /// Whether a first connect may make a team.
     pub auto_create: bool,
     /// With it, only who shows it may make a team.
-    pub client_token: Option<Token>,
+    pub client_token: Option<Credential>,
     /// Whose pages may ask.
     pub origins: Origins,
     /// Whether browsers must name this machine by address or as localhost: without a public URL,

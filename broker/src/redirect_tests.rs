@@ -3,7 +3,7 @@ use http::Request;
 use http::header::{HeaderValue, SEC_WEBSOCKET_PROTOCOL};
 use usher_placement::{NodeEntry, Route};
 use usher_shared::id::Incarnation;
-use usher_shared::secret::MasterKey;
+use usher_shared::secret::{MasterKey, Token};
 
 const NOW_S: u64 = 1_000_000;
 const FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0";
@@ -395,7 +395,7 @@ fn what_the_table_cannot_settle_goes_to_the_core() {
 fn with_a_client_token_only_its_bearer_may_make_a_team() {
     let world = world_with(Rules {
         auto_create: true,
-        client_token: Some(Token::new("0123456789abcdef").unwrap()),
+        client_token: Some(Token::new("0123456789abcdef").unwrap().into()),
         ..Rules::default()
     });
     let may_create = |headers: &[(&str, &str)]| match world.asked("/connect/new", &upgrade(headers)).0 {

@@ -8,6 +8,8 @@ use std::time::Duration;
 use usher_placement::{Notice, Pace};
 use usher_shared::rest::Cause;
 
+use crate::refusals::{CODES, Refusals};
+
 pub(crate) const REDIRECTS: &str = "usher_redirects_total";
 pub(crate) const REFUSED: &str = "usher_connect_refused_total";
 pub(crate) const BAD_TICKETS: &str = "usher_tickets_bad_total";
@@ -145,7 +147,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "Nodes that were counted as dead, by how it was known"
     );
-    describe_counter!(NODES_REFUSED, Unit::Count, "Hellos that were not accepted");
+    describe_counter!(
+        NODES_REFUSED,
+        Unit::Count,
+        "Links of nodes that were refused, by code; `unauthorized` is a token that is not the broker's"
+    );
     describe_counter!(
         STORE_REGRESSED,
         Unit::Count,
@@ -187,7 +193,9 @@ fn register() {
     for what in ["bound", "unknown", "order"] {
         counter!(BAD_MESSAGES, "what" => what).increment(0);
     }
-    counter!(NODES_REFUSED).increment(0);
+    for code in CODES {
+        counter!(NODES_REFUSED, "code" => code).increment(0);
+    }
     counter!(STORE_REGRESSED).increment(0);
     for pace in ["even", "fast", "slow"] {
         counter!(CLOCK_PACE, "pace" => pace).increment(0);
@@ -202,13 +210,13 @@ fn register() {
 }
 
 /// A notice of the core, as a log line and as counts.
-pub(crate) fn note(notice: &Notice) {
+pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
     match notice {
-        Notice::NodeReady { node, teams } => tracing::info!(%node, teams, "node is ready"),
-        Notice::NodeRefused { node, detail } => {
-            counter!(NODES_REFUSED).increment(1);
-            tracing::warn!(%node, detail, "node was not let in");
+        Notice::NodeReady { node, teams } => {
+            refusals.met_a_node();
+            tracing::info!(%node, teams, "node is ready");
         }
+        Notice::NodeRefused { node, code, detail } => refusals.refused(code.as_str(), node.as_str(), detail),
         Notice::NodeSilent { node } => tracing::warn!(%node, "node fell silent"),
         Notice::NodeDead {
             node,
@@ -253,6 +261,16 @@ pub(crate) fn note(notice: &Notice) {
             counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "ended").increment(1);
             tracing::info!(%operation, kind = kind.as_str(), detail, "operation ended");
         }
+        Notice::SelfPreservation {
+            on: true,
+            silent,
+            nodes,
+        } if refusals.lately().contains_key("unauthorized") => tracing::error!(
+            silent,
+            nodes,
+            "too many nodes fell silent at once, and links are refused for their token: the nodes live and cannot come \
+             in. Give nodes and broker the same token; do not release self-preservation"
+        ),
         Notice::SelfPreservation {
             on: true,
             silent,

@@ -44,7 +44,9 @@ async fn bad_requests_to_the_admin_listener_are_problems_and_nothing_breaks() {
         ("POST", "/v1/nodes/n~/cordon", "", 400, "bad_node"),
         ("GET", "/v1/operations/x", "", 404, "unknown_operation"),
         ("GET", "/v2", "", 404, "not_found"),
-        ("PATCH", "/v1/teams/a", "", 405, "wrong_method"),
+        ("POST", "/v1/teams/a", "", 405, "wrong_method"),
+        ("PATCH", "/v1/teams/a", "", 503, "no_node"),
+        ("PATCH", "/v1/teams/a", r#"{"colour":"red"}"#, 400, "bad_field"),
     ] {
         let reply = broker.admin(method, path, body).await;
         assert_eq!(
@@ -54,7 +56,7 @@ async fn bad_requests_to_the_admin_listener_are_problems_and_nothing_breaks() {
         );
         assert_eq!(reply.headers["content-type"], "application/problem+json");
     }
-    let allow = broker.admin("PATCH", "/v1/teams/a", "").await;
+    let allow = broker.admin("POST", "/v1/teams/a", "").await;
     assert!(allow.headers["allow"].contains("PUT"), "{allow:?}");
     let huge = [
         ("content-type", "application/json"),
@@ -134,8 +136,8 @@ async fn tokens_are_asked_for_where_they_are_set_and_health_needs_none() {
     let data = tempfile::tempdir().unwrap();
     let token = "operator-token-0123";
     let broker = Running::start(Config {
-        operator_token: Some(Token::new(token).unwrap()),
-        node_token: Some(Token::new("node-token-012345").unwrap()),
+        operator_token: Some(Token::new(token).unwrap().into()),
+        node_token: Some(Token::new("node-token-012345").unwrap().into()),
         ..config(data.path())
     })
     .await;

@@ -10,7 +10,7 @@ use usher_shared::rest::Problem;
 use usher_shared::secret::Token;
 
 use crate::failure::Failure;
-use crate::settings;
+use crate::{output, settings};
 
 /// A verb answers a person: after this long something is wrong and saying so is better than waiting.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -142,6 +142,10 @@ impl Api {
     pub(crate) fn new(args: &AdminArgs) -> Result<Self, Failure> {
         let file = args.operator_token_file.as_deref();
         let token = settings::token("USHER_OPERATOR_TOKEN", file, None).map_err(Failure::settings)?;
+        if let Some(what) = file.and_then(settings::exposed) {
+            output::note(&format!("warning: {what}"));
+        }
+        let token = token.and_then(|token| token.shown());
         let base = args.admin.trim_end_matches('/').to_owned();
         if !base.starts_with("http://") && !base.starts_with("https://") {
             return Err(Failure::settings(anyhow::anyhow!(
@@ -166,12 +170,12 @@ impl Api {
         self.read(answer).await
     }
 
-    pub(crate) async fn put<T: DeserializeOwned>(
+    pub(crate) async fn patch<T: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        let answer = self.send(Method::PUT, path, Some(body)).await?;
+        let answer = self.send(Method::PATCH, path, Some(body)).await?;
         self.read(answer).await
     }
 

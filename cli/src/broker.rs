@@ -10,8 +10,10 @@ use usher_broker::keys::KeyError;
 
 use crate::duration::HumanDuration;
 use crate::failure::Failure;
-use crate::logging::{self, LogFormat};
+use crate::logging::{self, LogFilter, LogFormat};
+use crate::reload::{Level, Reload};
 use crate::settings::{self, File};
+use crate::signals;
 
 /// Where the store and the master key go when nobody says otherwise: the working directory, so that
 /// a first try needs no rights.
@@ -36,6 +38,10 @@ pub(crate) struct BrokerArgs {
     /// everything that it may have granted since. For this one start
     #[arg(long)]
     restored: bool,
+    /// Make a new master key, because the old one is lost or known to others: tickets and grants of before are void,
+    /// and nodes are asked anew what they hold. For this one start
+    #[arg(long)]
+    new_master_key: bool,
     #[command(flatten)]
     settings: BrokerSettings,
 }
@@ -99,21 +105,39 @@ pub(crate) struct BrokerSettings {
     pub(crate) forget_after: Option<HumanDuration>,
     /// What to log, as in `info` or `info,usher_broker=debug` [default: info]
     #[arg(long, env = "USHER_LOG", value_name = "FILTER")]
-    pub(crate) log: Option<String>,
+    pub(crate) log: Option<LogFilter>,
     /// How a log line looks [default: text]
     #[arg(long, env = "USHER_LOG_FORMAT", value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
 }
 
 pub(crate) async fn run(args: BrokerArgs) -> Result<ExitCode, Failure> {
+    let hangup = signals::outlast().map_err(Failure::settings)?;
     let (config, settings) = configure(&args).map_err(Failure::settings)?;
-    logging::start(
-        settings.log.as_deref().unwrap_or("info"),
-        settings.log_format.unwrap_or_default(),
-    )
-    .map_err(Failure::settings)?;
+    let filter = settings.log.clone().unwrap_or_default();
+    let logging =
+        logging::start(&filter, settings.log_format.unwrap_or_default()).map_err(Failure::settings)?;
     settings::raise_descriptors().map_err(Failure::settings)?;
-    usher_broker::run(config).await.map_err(|error| {
+    let credentials = [
+        ("operator token", &config.operator_token),
+        ("node token", &config.node_token),
+        ("client token", &config.client_token),
+    ];
+    let reload = Reload {
+        config: args.config.clone(),
+        level: Level::of(args.settings.log.as_ref(), |file| file.broker.log),
+        logging,
+        credentials: credentials
+            .into_iter()
+            .filter_map(|(what, credential)| Some((what, credential.clone()?)))
+            .collect(),
+    };
+    // In one task: a bug in either ends the process.
+    let ended = tokio::select! {
+        ended = usher_broker::run(config) => ended,
+        never = reload.run(hangup) => match never {},
+    };
+    ended.map_err(|error| {
         let remedy = remedy(&error);
         let failure = Failure::settings(error);
         match remedy {
@@ -151,6 +175,9 @@ fn configure(args: &BrokerArgs) -> anyhow::Result<(usher_broker::Config, BrokerS
     )?;
     if args.restored {
         config.store_is = usher_broker::StoreIs::Restored;
+    }
+    if args.new_master_key {
+        config.master_key_is = usher_broker::MasterKeyIs::New;
     }
     config.public_url = settings.public_url.clone().or(config.public_url);
     config.auto_create = settings.auto_create.or(config.auto_create);
@@ -194,6 +221,10 @@ fn remedy(error: &BrokerError) -> Option<String> {
                 "USHER_{variable} or --{flag}-file FILE (`openssl rand -hex 32` makes one), or keep it on 127.0.0.1"
             ))
         }
+        KeyError::Lost { .. } => Some(
+            "put the key back, or name the right folder by --data; --new-master-key makes a new one on purpose"
+                .to_owned(),
+        ),
         KeyError::NoPublicUrl { .. } => {
             Some("--public-url https://HOST, or keep --clients on 127.0.0.1".to_owned())
         }

@@ -40,6 +40,7 @@ impl BrokerArgs {
     pub(crate) fn brokers(&self) -> Result<Brokers, Failure> {
         let file = self.client_token_file.as_deref();
         let token = settings::token("USHER_CLIENT_TOKEN", file, None).map_err(Failure::settings)?;
+        let token = token.and_then(|token| token.shown());
         Brokers::new(&self.brokers, self.region.clone(), token)
     }
 }

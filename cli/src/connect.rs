@@ -90,7 +90,7 @@ struct Keyboard {
 impl Keyboard {
     fn say(&self, text: &str) {
         if self.voice == Voice::Aloud {
-            eprintln!("* {text}");
+            output::note(&format!("* {text}"));
         }
     }
 }

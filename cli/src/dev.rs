@@ -21,7 +21,8 @@ use usher_shared::rest::{NodeState, NodesView, OperationsView, StatusView};
 use crate::api::{Api, ApiError};
 use crate::duration::HumanDuration;
 use crate::failure::Failure;
-use crate::{output, settings, signals};
+use crate::logging::{Lines, LogFilter, Losses};
+use crate::{settings, signals};
 use children::{Process, is_alive, stop, worker_of};
 use ports::{Addresses, NODES_MAX, Ports, Wishes};
 use screen::{Cluster, Scratch};
@@ -73,7 +74,7 @@ pub(crate) struct DevArgs {
     stop_budget: HumanDuration,
     /// What the processes log
     #[arg(long, default_value = "info", value_name = "FILTER")]
-    log: String,
+    log: LogFilter,
     /// Show the logs here as well
     #[arg(long)]
     logs: bool,
@@ -92,18 +93,23 @@ pub(crate) async fn run(args: DevArgs) -> Result<ExitCode, Failure> {
     };
     let addresses = ports::choose(args.ports, wishes, args.nodes)?;
     settings::raise_descriptors()?;
+    let mut hangup = signals::outlast().map_err(Failure::new)?;
     let stop_asked = signals::stop().map_err(Failure::new)?;
+    let screen = Screen::start().map_err(Failure::new)?;
     // Dropped at the end of this function, and the folder with it.
     let (data, _scratch) = data_folder(args.data.as_deref())?;
-    let mut dev = Dev::start(&args, &addresses, &data)?;
+    let mut dev = Dev::start(&args, &addresses, &data, screen.clone())?;
     let ended = tokio::select! {
         ended = dev.live(&args, &addresses, &data) => ended,
         () = stop_asked.cancelled() => Ok(()),
+        // The terminal is gone, and with it whoever tried things out.
+        _ = hangup.recv() => Ok(()),
     };
     if !args.json {
-        eprintln!("stopping");
+        screen.note("stopping");
     }
     dev.stop(args.stop_budget.0).await;
+    screen.flush();
     ended.map(|()| ExitCode::SUCCESS)
 }
 
@@ -131,9 +137,48 @@ fn data_folder(asked: Option<&Path>) -> anyhow::Result<(PathBuf, Option<tempfile
     Ok((data, scratch))
 }
 
+/// What is shown. Who looks at it may stop reading or go away; the cluster runs on, and is still looked after.
+#[derive(Clone)]
+struct Screen {
+    out: Lines,
+    err: Lines,
+}
+
+impl Screen {
+    fn start() -> std::io::Result<Self> {
+        let losses = || Losses {
+            count: |_| {},
+            tell: |_| {},
+        };
+        Ok(Self {
+            out: Lines::start("usher-out", &std::io::stdout(), losses())?,
+            err: Lines::start("usher-err", &std::io::stderr(), losses())?,
+        })
+    }
+
+    fn line(&self, line: &str) {
+        self.text(&format!("{line}\n"));
+    }
+
+    fn text(&self, text: &str) {
+        self.out.put(text.as_bytes());
+    }
+
+    fn note(&self, line: &str) {
+        self.err.put(format!("{line}\n").as_bytes());
+    }
+
+    fn flush(&self) {
+        for lines in [&self.out, &self.err] {
+            lines.flush(Duration::from_millis(500));
+        }
+    }
+}
+
 /// The processes of a cluster.
 struct Dev {
     api: Api,
+    screen: Screen,
     broker: Vec<Process>,
     nodes: Vec<Process>,
     /// The process that does each node's work, where it is known.
@@ -144,7 +189,7 @@ struct Dev {
 }
 
 impl Dev {
-    fn start(args: &DevArgs, addresses: &Addresses, data: &Path) -> Result<Self, Failure> {
+    fn start(args: &DevArgs, addresses: &Addresses, data: &Path, screen: Screen) -> Result<Self, Failure> {
         let logs = data.join("logs");
         let broker = Process::start("broker", broker_arguments(args, addresses, data), &logs)?;
         let mut nodes = Vec::new();
@@ -154,6 +199,7 @@ impl Dev {
         }
         Ok(Self {
             api: Api::at(format!("http://{}", addresses.admin), None).map_err(Failure::new)?,
+            screen,
             broker: vec![broker],
             workers: vec![None; nodes.len()],
             nodes,
@@ -172,7 +218,8 @@ impl Dev {
             .map(|(node, worker)| (node.pid(), *worker));
         let cluster = Cluster::new(addresses, self.broker[0].pid(), pids.collect(), data);
         if args.json {
-            output::line(&serde_json::to_string(&cluster).map_err(Failure::new)?);
+            self.screen
+                .line(&serde_json::to_string(&cluster).map_err(Failure::new)?);
         } else {
             let command = std::env::args().next().unwrap_or_else(|| "usher".to_owned());
             let scratch = if args.data.is_some() {
@@ -180,13 +227,14 @@ impl Dev {
             } else {
                 Scratch::Removed
             };
-            output::text(&cluster.page(&command, scratch));
+            self.screen.text(&cluster.page(&command, scratch));
         }
         let shown = CancellationToken::new();
         let _stop_showing = shown.clone().drop_guard();
         if args.logs {
             for process in self.broker.iter().chain(&self.nodes) {
-                tokio::spawn(show_log(process.name.clone(), process.log.clone(), shown.clone()));
+                let (name, log) = (process.name.clone(), process.log.clone());
+                tokio::spawn(show_log(self.screen.clone(), name, log, shown.clone()));
             }
         }
         self.watch(args).await
@@ -254,9 +302,10 @@ impl Dev {
         let mut glance = interval(GLANCE);
         glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asked: Option<Instant> = None;
+        let screen = self.screen.clone();
         let tell = |line: &str| {
             if !args.json {
-                output::line(line);
+                screen.line(line);
             }
         };
         loop {
@@ -332,7 +381,9 @@ impl Dev {
         let nodes = stop(&mut self.nodes, budget + STOP_GRACE).await;
         let broker = stop(&mut self.broker, STOP_GRACE).await;
         if nodes + broker > 0 {
-            eprintln!("{} did not stop in time and had to be killed", nodes + broker);
+            let killed = nodes + broker;
+            self.screen
+                .note(&format!("{killed} did not stop in time and had to be killed"));
         }
     }
 }
@@ -350,7 +401,7 @@ fn broker_arguments(args: &DevArgs, addresses: &Addresses, data: &Path) -> Vec<S
         "--data",
         &data,
         "--log",
-        &args.log,
+        &args.log.to_string(),
     ]
     .map(str::to_owned)
     .to_vec()
@@ -370,14 +421,14 @@ fn node_arguments(args: &DevArgs, addresses: &Addresses, node: &ports::NodeAddre
         "--stop-budget",
         &args.stop_budget.to_string(),
         "--log",
-        &args.log,
+        &args.log.to_string(),
     ]
     .map(str::to_owned)
     .to_vec()
 }
 
 /// Prints what is added to a log, each line after the name of its process.
-async fn show_log(name: String, log: PathBuf, stop: CancellationToken) {
+async fn show_log(screen: Screen, name: String, log: PathBuf, stop: CancellationToken) {
     let mut read = 0;
     let mut rest = String::new();
     while !stop.is_cancelled() {
@@ -386,7 +437,7 @@ async fn show_log(name: String, log: PathBuf, stop: CancellationToken) {
             rest.push_str(&String::from_utf8_lossy(&added));
             while let Some(end) = rest.find('\n') {
                 let line: String = rest.drain(..=end).collect();
-                output::text(&format!("{name} | {line}"));
+                screen.text(&format!("{name} | {line}"));
             }
         }
         sleep(Duration::from_millis(200)).await;

@@ -11,7 +11,7 @@ mod tally;
 mod wire;
 
 use clap::Args;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -357,17 +357,16 @@ async fn show_progress(run: Arc<Run>, connections: usize) {
         );
         before = counts;
         if moving {
-            eprint!("\r\x1b[K{line}");
-            let _ = std::io::stderr().flush();
+            output::moving_note(&line);
         } else {
-            eprintln!("{line}");
+            output::note(&line);
         }
     }
 }
 
 fn clear_line() {
     if std::io::stderr().is_terminal() {
-        eprint!("\r\x1b[K");
+        output::moving_note("");
     }
 }
 

@@ -1,9 +1,6 @@
 //! `usher`: the one executable. It is the broker, the node, a whole cluster on one machine, the
 //! operator's verbs, and a client.
 
-// Printing is what a command line is for; the library packages must log instead.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod api;
 mod assign;
 mod broker;
@@ -21,6 +18,7 @@ mod nodes;
 mod operations;
 mod output;
 mod release;
+mod reload;
 mod settings;
 mod shed;
 mod signals;
@@ -29,7 +27,7 @@ mod table;
 mod teams;
 mod why;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use failure::Failure;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -78,11 +76,15 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let verb = Usher::parse().verb;
+    let command = settings::without_empty_variables(Usher::command());
+    let verb = match Usher::from_arg_matches(&command.get_matches()) {
+        Ok(usher) => usher.verb,
+        Err(error) => error.exit(),
+    };
     match start(verb) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("{failure}");
+            output::note(&failure.to_string());
             failure.exit_code()
         }
     }
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
 
 fn start(verb: Verb) -> Result<ExitCode, Failure> {
     tie_to_parent_if_asked();
+    let _last_lines = logging::FlushAtEnd;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -150,7 +153,6 @@ fn tie_to_parent_if_asked() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -16,8 +16,10 @@ use usher_shared::template::NodeUrl;
 
 use crate::duration::HumanDuration;
 use crate::failure::Failure;
-use crate::logging::{self, LogFormat};
+use crate::logging::{self, LogFilter, LogFormat};
+use crate::reload::{Level, Reload};
 use crate::settings::{self, File, Labels, is_loopback};
+use crate::signals;
 
 /// What a node holds at most when nobody said: far above what one process has been seen to bear.
 const TEAMS: u32 = 100_000;
@@ -118,7 +120,7 @@ pub(crate) struct NodeSettings {
     pub(crate) queue_bytes: Option<usize>,
     /// What to log, as in `info` or `info,usher_node=debug` [default: info]
     #[arg(long, env = "USHER_LOG", value_name = "FILTER")]
-    pub(crate) log: Option<String>,
+    pub(crate) log: Option<LogFilter>,
     /// How a log line looks [default: text]
     #[arg(long, env = "USHER_LOG_FORMAT", value_name = "FORMAT")]
     pub(crate) log_format: Option<LogFormat>,
@@ -145,13 +147,12 @@ pub(crate) enum OnLapseSetting {
 }
 
 pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
+    let hangup = signals::outlast().map_err(Failure::settings)?;
     let descriptors = settings::raise_descriptors().map_err(Failure::settings)?;
     let (config, settings) = configure(&args, descriptors).map_err(Failure::settings)?;
-    logging::start(
-        settings.log.as_deref().unwrap_or("info"),
-        settings.log_format.unwrap_or_default(),
-    )
-    .map_err(Failure::settings)?;
+    let filter = settings.log.clone().unwrap_or_default();
+    let logging =
+        logging::start(&filter, settings.log_format.unwrap_or_default()).map_err(Failure::settings)?;
     let is_child = std::env::var_os(PARENT_VARIABLE).is_some();
     if is_child || args.no_parent {
         let most = config.capacity.connections;
@@ -164,8 +165,27 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
             );
         }
         parent::tie_to_parent().map_err(Failure::settings)?;
-        usher_node::run(config).await.map_err(Failure::settings)?;
-        return Ok(ExitCode::SUCCESS);
+        let reload = Reload {
+            config: args.config.clone(),
+            level: Level::of(args.settings.log.as_ref(), |file| file.node.log),
+            logging,
+            credentials: config
+                .token
+                .iter()
+                .map(|token| ("node token", token.clone()))
+                .collect(),
+        };
+        // In one task: a bug in either ends the process.
+        let ended = tokio::select! {
+            ended = usher_node::run(config) => ended,
+            never = reload.run(hangup) => match never {},
+        };
+        return match ended {
+            Ok(()) => Ok(ExitCode::SUCCESS),
+            // To start again as configured helps here, and the parent does.
+            Err(error @ usher_node::NodeError::Bug { .. }) => Err(Failure::new(error)),
+            Err(error) => Err(Failure::settings(error)),
+        };
     }
     let program = std::env::current_exe()
         .context("the path of this executable cannot be read")
@@ -280,11 +300,11 @@ fn check(config: &usher_node::Config) -> anyhow::Result<()> {
 
 /// What the parent drew for this child, else a fresh one.
 fn incarnation() -> anyhow::Result<Incarnation> {
-    match std::env::var(INCARNATION_VARIABLE) {
-        Ok(text) => text.parse().with_context(|| {
+    match settings::variable(INCARNATION_VARIABLE) {
+        Some(text) => text.parse().with_context(|| {
             format!("{INCARNATION_VARIABLE} is set by the node's parent and by nobody else")
         }),
-        Err(_) => Ok(parent::draw_incarnation()?),
+        None => Ok(parent::draw_incarnation()?),
     }
 }
 
@@ -349,7 +369,7 @@ mod tests {
             error.contains("USHER_NODE_TOKEN") && error.contains("0.0.0.0:7410"),
             "{error}"
         );
-        open.token = Token::new("0123456789abcdef").ok();
+        open.token = Token::new("0123456789abcdef").ok().map(Into::into);
         assert!(check(&open).is_ok());
     }
 

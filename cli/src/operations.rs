@@ -1,7 +1,7 @@
 //! `usher operations` and `usher operation ID`, and how every verb shows and follows an operation.
 
 use clap::Args;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use usher_shared::id::OperationId;
@@ -92,16 +92,15 @@ pub(crate) async fn started(
 async fn follow(api: &Api, mut view: OperationView, as_json: bool) -> Result<ExitCode, Failure> {
     let moving = std::io::stderr().is_terminal();
     let path = format!("/v1/operations/{}", view.operation);
-    eprintln!("{}", plan(&view));
+    output::note(&plan(&view));
     let mut shown = String::new();
     while view.state == OperationState::Running {
         let line = progress(&view);
         if line != shown {
             if moving {
-                eprint!("\r\x1b[K{line}");
-                let _ = std::io::stderr().flush();
+                output::moving_note(&line);
             } else {
-                eprintln!("{line}");
+                output::note(&line);
             }
             shown = line;
         }
@@ -109,7 +108,7 @@ async fn follow(api: &Api, mut view: OperationView, as_json: bool) -> Result<Exi
         view = look(api, &path).await?;
     }
     if moving {
-        eprint!("\r\x1b[K");
+        output::moving_note("");
     }
     if as_json {
         output::line(&json(&view)?);

@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::str::FromStr;
+use usher_shared::credential::{Credential, readable_by_all};
 use usher_shared::id::Label;
-use usher_shared::secret::{MasterKey, Token};
+use usher_shared::secret::MasterKey;
 
 use crate::broker::BrokerSettings;
 use crate::node::NodeSettings;
@@ -53,15 +54,43 @@ pub(crate) fn layered<T: Serialize + DeserializeOwned>(over: &T, under: &T) -> a
     Ok(serde_json::from_value(joined)?)
 }
 
-/// A token: from the file that a flag names, else from `variable`, else from the file that the TOML names.
+/// Tokens: from the file that a flag names, else from `variable`, else from the file that the TOML names.
 ///
-/// It is never a plain flag: `ps` shows flags to everybody on the machine.
+/// They are never a plain flag: `ps` shows flags to everybody on the machine.
 pub(crate) fn token(
     variable: &str,
     flag: Option<&Path>,
     toml: Option<&Path>,
-) -> anyhow::Result<Option<Token>> {
-    secret(variable, flag, toml, Token::new, Token::read)
+) -> anyhow::Result<Option<Credential>> {
+    secret(variable, flag, toml, Credential::parse, Credential::read)
+}
+
+/// What to say of a file with a secret in it that every user of the machine can read.
+pub(crate) fn exposed(path: &Path) -> Option<String> {
+    readable_by_all(path).map(|mode| {
+        let path = path.display();
+        format!("every user of this machine can read {path} (mode {mode:03o}), and the secret in it: run `chmod o-r {path}`")
+    })
+}
+
+/// The variable, where it holds anything: an empty one is how many a unit file and template says "none".
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
+}
+
+/// The command line, deaf to variables that are set to nothing.
+pub(crate) fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let verbs: Vec<String> = command
+        .get_subcommands()
+        .map(|verb| verb.get_name().to_owned())
+        .collect();
+    let command = command.mut_args(|argument| match argument.get_env().map(std::env::var_os) {
+        Some(Some(text)) if text.is_empty() => argument.env(clap::builder::Resettable::Reset),
+        _ => argument,
+    });
+    verbs.into_iter().fold(command, |command, verb| {
+        command.mut_subcommand(verb, without_empty_variables)
+    })
 }
 
 /// The master key, from the same places as a [`token`].
@@ -88,13 +117,13 @@ fn secret<S, E: std::error::Error + Send + Sync + 'static>(
     read: impl Fn(&Path) -> Result<S, E>,
 ) -> anyhow::Result<Option<S>> {
     let from_file = |path: &Path| read(path).with_context(|| format!("{} is of no use", path.display()));
-    match (flag, std::env::var(variable), toml) {
+    match (flag, self::variable(variable), toml) {
         (Some(path), _, _) => from_file(path).map(Some),
-        (None, Ok(text), _) => parse(&text)
+        (None, Some(text), _) => parse(&text)
             .map(Some)
             .with_context(|| format!("{variable} is of no use")),
-        (None, Err(_), Some(path)) => from_file(path).map(Some),
-        (None, Err(_), None) => Ok(None),
+        (None, None, Some(path)) => from_file(path).map(Some),
+        (None, None, None) => Ok(None),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `usher status`: the broker at a glance.
 
 use clap::Args;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use usher_shared::rest::{BrokerState, StatusView};
 
@@ -49,6 +50,7 @@ fn render(status: &StatusView) -> String {
     } else {
         nodes.join(", ")
     };
+    let refused = refused(&status.links_refused);
     let unplaced = match status.teams_unplaced {
         0 => String::new(),
         number => format!(", {number} of them without a node that may take them"),
@@ -60,7 +62,7 @@ fn render(status: &StatusView) -> String {
          connections  {}\n\
          imbalance    {} (busiest node's team load over the mean; 1.00 is even)\n\
          operations   {} running\n\
-         up           {}, version {}, term {}, cluster {}\n",
+         {refused}up           {}, version {}, term {}, cluster {}\n",
         status.teams,
         status.connections,
         ppm(status.imbalance_ppm),
@@ -72,10 +74,27 @@ fn render(status: &StatusView) -> String {
     )
 }
 
+/// Links that were refused lately, if any: who sees silent nodes looks here.
+fn refused(links: &BTreeMap<String, u64>) -> String {
+    if links.is_empty() {
+        return String::new();
+    }
+    let reasons = links.iter().map(|(code, count)| match code.as_str() {
+        "unauthorized" => format!("{count} for their token ({code}); give nodes and broker the same"),
+        "cluster" => format!("{count} of another cluster ({code}); is the broker's --data the right folder?"),
+        _ => format!("{count} {code}"),
+    });
+    let reasons: Vec<String> = reasons.collect();
+    format!(
+        "refused      {} links lately: {}\n",
+        links.values().sum::<u64>(),
+        reasons.join(", ")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
     use usher_shared::quantity::Term;
     use usher_shared::rest::NodeState;
 
@@ -94,7 +113,12 @@ mod tests {
             connections: 600,
             imbalance_ppm: 1_020_000,
             operations_running: 1,
+            links_refused: BTreeMap::new(),
         };
+        assert_eq!(
+            refused(&BTreeMap::from([("unauthorized".to_owned(), 12)])),
+            "refused      12 links lately: 12 for their token (unauthorized); give nodes and broker the same\n"
+        );
         assert_eq!(
             render(&status),
             "broker       ready\n\

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use usher_shared::id::{ConnectionId, Incarnation, NodeId, TeamId};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
-use usher_shared::ticket::{Age, Claims, LEEWAY_S, MAX_LIFE_S, Scope};
+use usher_shared::ticket::{Age, Claims, LEEWAY_S, MAX_LIFE_S, RESUME_LIFE_S, Scope};
 
 use crate::holdings::Tenure;
 
@@ -20,6 +20,8 @@ pub struct Shown<'a> {
     pub claims: &'a Claims,
     /// Whether it is in its time.
     pub age: Age,
+    /// The wall clock, in seconds since the Unix epoch.
+    pub now_s: u64,
     /// The team in the path.
     pub team: &'a TeamId,
     /// What the request is for.
@@ -132,7 +134,9 @@ pub fn decide(shown: Shown<'_>, here: Here<'_>) -> Verdict {
     if resumes && !held {
         return Verdict::SendBack(Refusal::OldEpoch);
     }
-    let kept = held && (lost || planted::is(Bug::ExpiredTicketWhileConnected)) && !resumes;
+    // As long as `resume` is good, and no longer: who holds an older one came in days ago, or found it in a log.
+    let lately = shown.now_s <= claims.iat.saturating_add(RESUME_LIFE_S + LEEWAY_S);
+    let kept = held && lately && (lost || planted::is(Bug::ExpiredTicketWhileConnected)) && !resumes;
     if shown.age == Age::Expired && !kept {
         return Verdict::SendBack(Refusal::Expired);
     }
@@ -212,10 +216,15 @@ mod tests {
     }
 
     fn verdict(claims: &Claims, age: Age, contact: Contact, tenure: Tenure) -> Verdict {
+        verdict_at(60, claims, age, contact, tenure)
+    }
+
+    fn verdict_at(now_s: u64, claims: &Claims, age: Age, contact: Contact, tenure: Tenure) -> Verdict {
         let (team, node) = ("T1".parse().unwrap(), "n1".parse().unwrap());
         let shown = Shown {
             claims,
             age,
+            now_s,
             team: &team,
             purpose: Scope::Connect,
         };
@@ -305,6 +314,16 @@ mod tests {
         for tenure in [Tenure::Absent, Tenure::Held(epoch(6)), Tenure::Leaving(epoch(6))] {
             assert_eq!(verdict(&claims(), Age::Expired, Contact::Lost, tenure), expired);
         }
+    }
+
+    #[test]
+    fn a_ticket_that_expired_long_ago_is_as_bad_as_a_resume_of_then() {
+        let held = Tenure::Held(epoch(5));
+        let (last, year) = (RESUME_LIFE_S + LEEWAY_S, 365 * 86_400);
+        let at = |now_s| verdict_at(now_s, &claims(), Age::Expired, Contact::Lost, held);
+        assert_eq!(at(last), Verdict::Admit);
+        assert_eq!(at(last + 1), Verdict::SendBack(Refusal::Expired));
+        assert_eq!(at(year), Verdict::SendBack(Refusal::Expired));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
+use usher_shared::credential::Credential;
 use usher_shared::id::{Incarnation, Label, NodeId};
 use usher_shared::link::Capacity;
 use usher_shared::quantity::Weight;
-use usher_shared::secret::Token;
 use usher_shared::template::NodeUrl;
 
 use crate::lapse::OnLapse;
@@ -43,7 +43,7 @@ pub struct Config {
     /// What happens to connections when the lease is over.
     pub on_lapse: OnLapse,
     /// The node-link token, needed beyond loopback.
-    pub token: Option<Token>,
+    pub token: Option<Credential>,
     /// How long the node goes on after SIGTERM.
     pub stop_budget: Duration,
     /// How long a connection may be idle before it is pinged; two missed pongs end it.

@@ -217,17 +217,20 @@ pub(crate) fn admin(floor: &Floor, telemetry: &Telemetry, request: &Request<Inco
 
 fn health(floor: &Floor, request: &Request<Incoming>) -> Option<Answer> {
     match request.uri().path() {
-        "/healthz" => Some(text(StatusCode::OK, "ok\n")),
-        "/readyz" if floor.is_ready() => Some(text(StatusCode::OK, "ready\n")),
+        "/healthz" => Some(match floor.bug.get() {
+            None => text(StatusCode::OK, "ok\n"),
+            Some(part) => {
+                let detail = format!("a bug ended {part}; this process is about to end");
+                problem(&Problem::new(503, "bug", detail))
+            }
+        }),
         "/readyz" => {
-            let detail = if floor.is_stopping() {
-                "the node is stopping"
+            let readiness = floor.readiness();
+            Some(if readiness.serves() {
+                text(StatusCode::OK, format!("{}\n", readiness.text()))
             } else {
-                "the broker has not acknowledged this node's inventory; check --broker and the broker's log"
-            };
-            Some(problem(
-                &Problem::new(503, "not_ready", detail).retry_after(1_000),
-            ))
+                problem(&Problem::new(503, "not_ready", readiness.text()).retry_after(1_000))
+            })
         }
         _ => None,
     }

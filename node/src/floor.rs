@@ -6,8 +6,8 @@
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
@@ -15,12 +15,12 @@ use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::{ConnectionId, TeamId};
-use usher_shared::link::{Arrival, Departure, EndedBy, TicketKey};
+use usher_shared::link::{Arrival, Departure, EndedBy, RefusedCode, TicketKey};
 use usher_shared::quantity::Epoch;
 use usher_shared::secret::Key;
 use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
 
-use crate::admission::{Here, Refusal, Shown, SpentTickets, Verdict, decide};
+use crate::admission::{Contact, Here, Refusal, Shown, SpentTickets, Verdict, decide};
 use crate::config::Config;
 use crate::figures::Figures;
 use crate::holdings::{Opened, Tenure};
@@ -55,6 +55,8 @@ pub(crate) struct Floor {
     /// When the node will be gone, once it was asked to stop.
     pub(crate) stopping: watch::Sender<Option<Instant>>,
     pub(crate) watchdog: Arc<Watchdog>,
+    /// The part that a bug ended, once one did: the process is about to end.
+    pub(crate) bug: OnceLock<&'static str>,
     /// What this process signs its `resume` tickets with.
     resume_key: Key,
     pub(crate) state: Mutex<State>,
@@ -66,6 +68,10 @@ pub(crate) struct State {
     pub(crate) mandate: Mandate,
     /// What the last welcome said; outlives the link.
     pub(crate) broker: Option<Arc<Broker>>,
+    /// Whether a broker has acknowledged what this process holds, ever.
+    pub(crate) was_ready: bool,
+    /// Why the last broker that answered wants nothing to do with this node; ends with a welcome.
+    pub(crate) unwanted: Option<RefusedCode>,
     pub(crate) pacer: Pacer,
     pub(crate) outgoing: Outgoing,
     /// By team, while it has connections.
@@ -136,6 +142,7 @@ impl Floor {
             gone: Notify::new(),
             stopping: watch::Sender::new(None),
             watchdog: Arc::new(Watchdog::default()),
+            bug: OnceLock::new(),
             resume_key: Key::from_bytes(rand::random()),
             state: Mutex::new(State {
                 mandate: Mandate::new(on_lapse),
@@ -214,6 +221,7 @@ impl Floor {
         let shown = Shown {
             claims: &knock.claims,
             age: knock.age,
+            now_s: wall_ms() / 1000,
             team: &knock.team,
             purpose,
         };
@@ -354,9 +362,26 @@ impl Floor {
         self.gone.notify_one();
     }
 
-    /// Whether a load balancer should send clients here.
-    pub(crate) fn is_ready(&self) -> bool {
-        !self.is_stopping() && self.state.lock().mandate.link() == Link::Up
+    /// Whether a load balancer should send clients here. A node that has lost its broker serves on, and its
+    /// clients come back by `resume`: their way must stay.
+    pub(crate) fn readiness(&self) -> Readiness {
+        if self.is_stopping() {
+            return Readiness::Stopping;
+        }
+        let state = self.state.lock();
+        let contact = state.mandate.contact(boottime());
+        if contact == Contact::Fenced {
+            return Readiness::Fenced;
+        }
+        if state.mandate.is_cut_off() {
+            return Readiness::CutOff;
+        }
+        match (state.mandate.link(), state.unwanted) {
+            (Link::Up, _) => Readiness::Ready,
+            (_, Some(code)) => Readiness::Unwanted(code),
+            _ if !state.was_ready => Readiness::NoBrokerYet,
+            _ => Readiness::WithoutBroker,
+        }
     }
 
     /// Whether the node was asked to stop.
@@ -383,6 +408,55 @@ impl Floor {
         });
         if state.waiting.is_empty() {
             state.waiting.shrink_to(64);
+        }
+    }
+}
+
+/// What a load balancer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// Clients are served.
+    Ready,
+    /// The same, and the broker is not heard.
+    WithoutBroker,
+    /// No broker has taken this node in yet.
+    NoBrokerYet,
+    /// The broker refuses this very node.
+    Unwanted(RefusedCode),
+    /// The lease is over, and this pool fences.
+    Fenced,
+    /// The broker is heard by others: it is this node that is cut off, and it closes its connections.
+    CutOff,
+    /// It got SIGTERM.
+    Stopping,
+}
+
+impl Readiness {
+    /// Whether clients are served.
+    pub(crate) const fn serves(self) -> bool {
+        matches!(self, Self::Ready | Self::WithoutBroker)
+    }
+
+    /// A line for people.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::Ready => "ready".to_owned(),
+            Self::WithoutBroker => {
+                "ready, without its broker: connections and resume tickets are good, new teams wait"
+                    .to_owned()
+            }
+            Self::NoBrokerYet => {
+                "no broker has taken this node in yet; check --broker and the broker's log".to_owned()
+            }
+            Self::Unwanted(code) => format!(
+                "the broker refuses this node ({}); see the node's log",
+                code.as_str()
+            ),
+            Self::Fenced => "the lease is over, and this pool serves nobody without one".to_owned(),
+            Self::CutOff => {
+                "other nodes hear the broker and this one does not: it sends its clients away".to_owned()
+            }
+            Self::Stopping => "the node is stopping".to_owned(),
         }
     }
 }

@@ -74,6 +74,12 @@ pub enum NodeError {
     /// Signals cannot be received.
     #[error("signals cannot be received")]
     Signals(#[source] std::io::Error),
+    /// A part died that cannot begin again.
+    #[error("a bug ended {part}; its message is in the log above. Start the node again")]
+    Bug {
+        /// Which.
+        part: &'static str,
+    },
     /// Another recorder of metrics is in place.
     #[error("metrics cannot be recorded: another recorder was installed first")]
     Telemetry(#[source] metrics_exporter_prometheus::BuildError),

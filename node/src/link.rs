@@ -14,6 +14,8 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
+use usher_listen::fold::{Fold, Said};
+use usher_shared::credential::{Credential, Look};
 use usher_shared::link::{
     Hello, MAX_FRAME_BYTES, PATH, PROTOCOL, Refused, RefusedCode, ToBroker, ToNode, Welcome,
 };
@@ -78,18 +80,51 @@ enum LinkError {
     Disobey(#[from] Disobey),
 }
 
+impl LinkError {
+    /// What makes it the same trouble as before.
+    fn trouble(&self) -> Trouble {
+        match self {
+            Self::Refused(refused) => Trouble::Refused(refused.code),
+            Self::Disobey(_) => Trouble::Disobeyed,
+            Self::Socket(tungstenite::Error::Http(answer)) if answer.status() == StatusCode::UNAUTHORIZED => {
+                Trouble::Token
+            }
+            _ => Trouble::NoLink,
+        }
+    }
+}
+
+/// Why there is no link, as far as it is told apart in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    NoLink,
+    Token,
+    Refused(RefusedCode),
+    Disobeyed,
+}
+
 /// Keeps a link to one of the brokers until `stop`.
 pub(crate) async fn keep(floor: Arc<Floor>, introduction: Introduction, stop: CancellationToken) {
     let mut backoff_ms = FIRST_RETRY_MS;
-    for broker in introduction.brokers.iter().cycle() {
+    let mut troubles: Vec<Fold<Trouble>> = introduction.brokers.iter().map(|_| Fold::default()).collect();
+    let mut turn = 0;
+    loop {
+        let at = turn % introduction.brokers.len();
+        turn += 1;
+        let (broker, trouble) = (&introduction.brokers[at], &mut troubles[at]);
         let began = Instant::now();
         let ended = tokio::select! {
             () = stop.cancelled() => return,
-            ended = one_link(&floor, &introduction, broker) => ended,
+            ended = one_link(&floor, &introduction, broker, trouble) => ended,
         };
         floor.link_ended();
         let Err(error) = ended;
-        let retry_ms = tell(broker, &error);
+        let retry_ms = note(&floor, &error);
+        if let Some(said) = trouble.happened(error.trouble(), std::time::Instant::now()) {
+            tell(broker, &error, said);
+        } else {
+            tracing::debug!(broker = broker.authority(), %error, "no link to the broker");
+        }
         if began.elapsed() > Duration::from_secs(5) {
             backoff_ms = FIRST_RETRY_MS;
         }
@@ -103,39 +138,58 @@ pub(crate) async fn keep(floor: Arc<Floor>, introduction: Introduction, stop: Ca
     }
 }
 
-/// Logs why a link ended; the wait that the broker asked for.
-fn tell(broker: &BrokerAddress, error: &LinkError) -> Option<u64> {
-    let broker = broker.authority();
+/// Takes in why a link ended; the wait that it asks for.
+fn note(floor: &Floor, error: &LinkError) -> Option<u64> {
     match error {
         LinkError::Refused(refused) => {
-            let retry_ms = refused.retry_ms.clamp(*RETRY_MS.start(), *RETRY_MS.end());
-            match refused.code {
-                RefusedCode::Stopping | RefusedCode::Superseded => {
-                    tracing::info!(%broker, code = ?refused.code, "the broker ended the link");
-                }
-                code => {
-                    tracing::error!(%broker, ?code, detail = %refused.detail, retry_ms, "the broker refused this node");
-                }
+            if matches!(refused.code, RefusedCode::NameTaken | RefusedCode::Superseded) {
+                floor.state.lock().unwanted = Some(refused.code);
             }
-            Some(retry_ms)
+            Some(refused.retry_ms.clamp(*RETRY_MS.start(), *RETRY_MS.end()))
         }
-        LinkError::Disobey(why) => {
-            tracing::error!(%broker, %why, "this node refused a broker");
-            Some(LAST_RETRY_MS)
+        LinkError::Disobey(_) => Some(LAST_RETRY_MS),
+        // The token may have been exchanged since this process read it.
+        error if error.trouble() == Trouble::Token => {
+            let credential = floor.config.token.as_ref()?;
+            let exchanged = matches!(credential.look(), Ok(Look::Changed));
+            if exchanged {
+                tracing::info!("the node token's file has another token: trying it");
+            }
+            exchanged.then_some(FIRST_RETRY_MS)
         }
-        LinkError::Socket(tungstenite::Error::Http(answer))
-            if answer.status() == StatusCode::UNAUTHORIZED =>
-        {
-            tracing::error!(
+        _ => None,
+    }
+}
+
+/// Logs why there is no link.
+fn tell(broker: &BrokerAddress, error: &LinkError, said: Said) {
+    let (broker, attempts, for_s) = (broker.authority(), said.times, said.lasted.as_secs());
+    match error {
+        LinkError::Refused(refused) => match refused.code {
+            RefusedCode::Stopping | RefusedCode::Superseded => {
+                tracing::info!(%broker, code = refused.code.as_str(), "the broker ended the link");
+            }
+            code => tracing::error!(
                 %broker,
-                "the broker does not know this node's token: give both the same, with --node-token-file or USHER_NODE_TOKEN"
-            );
-            None
+                code = code.as_str(),
+                detail = %refused.detail,
+                attempts,
+                for_s,
+                "the broker refused this node"
+            ),
+        },
+        LinkError::Disobey(why) => {
+            tracing::error!(%broker, %why, attempts, for_s, "this node refused a broker");
         }
+        error if error.trouble() == Trouble::Token => tracing::error!(
+            %broker,
+            attempts,
+            for_s,
+            "the broker does not know this node's token: give both the same, with --node-token-file or USHER_NODE_TOKEN; a file is read again by itself"
+        ),
         error => {
             let source = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%broker, %error, source, "no link to the broker; connections go on");
-            None
+            tracing::warn!(%broker, %error, source, attempts, for_s, "no link to the broker; connections go on");
         }
     }
 }
@@ -144,6 +198,7 @@ async fn one_link(
     floor: &Floor,
     introduction: &Introduction,
     broker: &BrokerAddress,
+    trouble: &mut Fold<Trouble>,
 ) -> Result<std::convert::Infallible, LinkError> {
     let (mut socket, welcome) = timeout(WELCOME_TIMEOUT, greet(floor, introduction, broker))
         .await
@@ -151,7 +206,14 @@ async fn one_link(
     let pulse = Pulse::of(&welcome);
     let (term, cluster) = (welcome.term, welcome.cluster);
     let inventory = floor.welcome(*welcome)?;
-    tracing::info!(broker = %broker.authority(), %term, %cluster, "linked to the broker");
+    let broker = broker.authority();
+    match trouble.over(std::time::Instant::now()) {
+        None => tracing::info!(%broker, %term, %cluster, "linked to the broker"),
+        Some(said) => {
+            let (attempts, away_s) = (said.times, said.lasted.as_secs());
+            tracing::info!(%broker, %term, %cluster, attempts, away_s, "linked to the broker again");
+        }
+    }
     for page in inventory {
         send(&mut socket, &page).await?;
     }
@@ -164,7 +226,7 @@ async fn greet(
     broker: &BrokerAddress,
 ) -> Result<(Socket, Box<Welcome>), LinkError> {
     let mut request = format!("ws://{}{PATH}", broker.authority()).into_client_request()?;
-    if let Some(token) = &floor.config.token {
+    if let Some(token) = floor.config.token.as_ref().and_then(Credential::shown) {
         let mut bearer =
             HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| LinkError::Token)?;
         bearer.set_sensitive(true);
@@ -370,7 +432,14 @@ async fn receive(socket: &mut Socket) -> Result<Option<ToNode>, LinkError> {
         return Ok(match serde_json::from_str(&text) {
             Ok(message) => Some(message),
             Err(error) => {
-                tracing::warn!(%error, "a message of the broker could not be read");
+                // Not what the parser says of it: that may quote a key.
+                let (line, column) = (error.line(), error.column());
+                tracing::warn!(
+                    bytes = text.len(),
+                    line,
+                    column,
+                    "a message of the broker could not be read"
+                );
                 None
             }
         });

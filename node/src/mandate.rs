@@ -176,6 +176,12 @@ impl Mandate {
         &mut self.lapse
     }
 
+    /// Whether this node closes its connections because others hear the broker and it does not.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.lapse.is_cut_off()
+    }
+
     /// When a process that has not fenced by then is to be ended from outside its runtime.
     #[must_use]
     pub fn fence_by(&self) -> Option<Timestamp> {

@@ -10,7 +10,7 @@ use usher_shared::way::{LocationForm, split_scheme};
 use crate::authority::Disobey;
 use crate::floor::{Broker, Floor, State, jitter};
 use crate::holdings::{Departing, Effect};
-use crate::mandate::Unheeded;
+use crate::mandate::{Link, Unheeded};
 use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::pacing::Who;
 use crate::send_back::Target;
@@ -42,6 +42,7 @@ impl Floor {
             keys: welcome.ticket_keys,
             forget_ms: welcome.forget_ms,
         }));
+        state.unwanted = None;
         self.figures.link_up.set(1);
         Ok(pages(inventory))
     }
@@ -77,6 +78,9 @@ impl Floor {
         };
         for effect in effects {
             self.carry_out(&mut state, effect);
+        }
+        if state.mandate.link() == Link::Up {
+            state.was_ready = true;
         }
         self.figures
             .teams

@@ -7,8 +7,9 @@ use http::header::HOST;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use usher_listen::fold::{Fold, Said};
 use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
 use usher_shared::id::ClusterId;
@@ -18,6 +19,7 @@ use crate::ask::send;
 use crate::floor::{Floor, jitter};
 use crate::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
 use crate::lease::FENCING_MS;
+use crate::mandate::Link;
 use crate::outbox::Goodbye;
 
 /// How often the lease is looked at: a fifth of what fencing may take.
@@ -33,10 +35,17 @@ const RETRY_MS: u64 = 1_000;
 pub(crate) async fn watch(floor: Arc<Floor>) {
     let mut every = interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lapsed = Fold::default();
     loop {
         every.tick().await;
         let step = {
             let mut state = floor.state.lock();
+            if state.mandate.link() == Link::Up
+                && let Some(said) = lapsed.over(Instant::now())
+            {
+                let lasted_s = said.lasted.as_secs();
+                tracing::info!(lasted_s, peers_asked = said.times, "the broker is heard again");
+            }
             let connections = state.connections;
             let step = state.mandate.step(connections, boottime());
             floor
@@ -48,7 +57,10 @@ pub(crate) async fn watch(floor: Arc<Floor>) {
         match step {
             Step::Nothing => {}
             Step::AskPeers => {
-                let hears = ask_peers(&floor).await;
+                let (hears, peers) = ask_peers(&floor).await;
+                if let Some(said) = lapsed.happened(hears, Instant::now()) {
+                    tell(hears, peers, said);
+                }
                 floor
                     .state
                     .lock()
@@ -95,13 +107,31 @@ fn close(floor: &Floor, many: u32, retry_ms: u64, why: &'static str) {
     }
 }
 
-/// Whether any of the peers of the last welcome hears a broker of this node's cluster.
-async fn ask_peers(floor: &Floor) -> Hears {
+fn tell(hears: Hears, peers: usize, said: Said) {
+    let for_s = said.lasted.as_secs();
+    match hears {
+        Hears::Yes => tracing::warn!(
+            peers,
+            for_s,
+            "the lease is over and a peer hears the broker: this node may be cut off"
+        ),
+        Hears::No => tracing::info!(
+            peers,
+            for_s,
+            "the lease is over and no peer hears the broker: connections are kept"
+        ),
+    }
+}
+
+/// Whether any of the peers of the last welcome hears a broker of this node's cluster, and how many they are.
+async fn ask_peers(floor: &Floor) -> (Hears, usize) {
     let (peers, cluster) = {
         let state = floor.state.lock();
         (state.mandate.peers().to_vec(), state.mandate.cluster())
     };
-    let Some(cluster) = cluster else { return Hears::No };
+    let Some(cluster) = cluster else {
+        return (Hears::No, peers.len());
+    };
     let asked = peers.iter().map(|peer| ask(peer, cluster));
     let mut answers: FuturesUnordered<_> = asked.collect();
     let any = async {
@@ -115,18 +145,7 @@ async fn ask_peers(floor: &Floor) -> Hears {
     let hears = timeout(Duration::from_millis(ANSWER_WITHIN_MS), any)
         .await
         .unwrap_or(Hears::No);
-    let peers = peers.len();
-    match hears {
-        Hears::Yes => tracing::warn!(
-            peers,
-            "the lease is over and a peer hears the broker: this node may be cut off"
-        ),
-        Hears::No => tracing::info!(
-            peers,
-            "the lease is over and no peer hears the broker: connections are kept"
-        ),
-    }
-    hears
+    (hears, peers.len())
 }
 
 async fn ask(peer: &Peer, cluster: ClusterId) -> bool {

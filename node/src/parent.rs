@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{HeaderValue, Method, Request};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use std::ffi::OsString;
@@ -15,7 +15,8 @@ use std::process::ExitStatus;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
+use usher_shared::credential::{Credential, Look};
 use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::link::{EXITED_PATH, Exited};
 use usher_shared::secret::Token;
@@ -36,6 +37,8 @@ const TELL_TIMEOUT: Duration = Duration::from_millis(500);
 const FIRST_RESTART: Duration = Duration::from_millis(100);
 /// ... doubling to this.
 const LAST_RESTART: Duration = Duration::from_secs(5);
+/// A child that is younger may not listen to signals yet, and SIGHUP would end it. It has just read everything.
+const LISTENS_AFTER: Duration = Duration::from_secs(2);
 /// A child that lived so long is restarted as if it were the first time.
 const LIVED: Duration = Duration::from_secs(30);
 
@@ -47,7 +50,7 @@ pub struct ParentConfig {
     /// Node-link listeners of the brokers: `ws://host:port`, without a path.
     pub brokers: Vec<String>,
     /// The node-link token, needed beyond loopback.
-    pub token: Option<Token>,
+    pub token: Option<Credential>,
     /// The child's executable; resolved once, before it may be replaced by a newer one.
     pub program: PathBuf,
     /// The arguments with which it is the child.
@@ -87,8 +90,9 @@ pub fn draw_incarnation() -> Result<Incarnation, ParentError> {
     Ok(Incarnation::from_bits(u128::from_be_bytes(bytes)))
 }
 
-/// Runs the node in a child, and starts it again when it dies, until SIGTERM or SIGINT, which are
-/// passed on. Returns the exit code to leave with: the child's.
+/// Runs the node in a child, and starts it again when it dies, until SIGTERM, SIGINT or SIGQUIT, which are
+/// passed on, as SIGHUP is. Returns the exit code to leave with: the child's, or 0 where it was told to stop and
+/// had nothing left to do.
 ///
 /// Must be run on a thread that lives as long as the process (`block_on` in `main`): the kernel ties
 /// a child to the thread that started it.
@@ -100,26 +104,60 @@ pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
     let brokers = brokers?;
     let mut signals = Signals::new()?;
     let mut backoff = FIRST_RESTART;
+    let mut started_once = false;
     loop {
         let incarnation = draw_incarnation()?;
         let began = Instant::now();
-        let mut child = start(&config, incarnation)?;
-        let (status, told_to_stop) = watch(&mut child, &mut signals).await?;
-        tell(&config, &brokers, incarnation).await;
-        let code = exit_code(status);
-        if told_to_stop == ToldToStop::Yes || code == EXIT_CONFIGURATION || code == 0 {
-            return Ok(code);
+        let restart_ms = backoff.as_millis();
+        match start(&config, incarnation) {
+            Ok(mut child) => {
+                started_once = true;
+                let (status, told_to_stop) = watch(&mut child, &mut signals).await?;
+                tell(&config, &brokers, incarnation).await;
+                let code = exit_code(status);
+                if told_to_stop == ToldToStop::Yes {
+                    return Ok(if ended_by_what_was_passed_on(status) {
+                        0
+                    } else {
+                        code
+                    });
+                }
+                if code == EXIT_CONFIGURATION || code == 0 {
+                    return Ok(code);
+                }
+                tracing::error!(%status, restart_ms, "the node process died");
+            }
+            // It could be started before: the machine is out of memory or of processes, for a while.
+            Err(ParentError::Spawn(error)) if started_once => {
+                tracing::error!(%error, restart_ms, "the node process cannot be started again just now");
+            }
+            Err(error) => return Err(error),
         }
         if began.elapsed() >= LIVED {
             backoff = FIRST_RESTART;
         }
-        tracing::error!(%status, restart_ms = backoff.as_millis(), "the node process died");
-        tokio::select! {
-            () = sleep(backoff) => {}
-            _ = signals.next() => return Ok(code),
+        if told_to_stop_within(&mut signals, backoff).await == ToldToStop::Yes {
+            return Ok(0);
         }
         backoff = (backoff * 2).min(LAST_RESTART);
     }
+}
+
+/// Waits between two children. There is nothing that could read anything again meanwhile.
+async fn told_to_stop_within(signals: &mut Signals, wait: Duration) -> ToldToStop {
+    let stop = async { while signals.next().await == Signal::HUP {} };
+    match timeout(wait, stop).await {
+        Ok(()) => ToldToStop::Yes,
+        Err(_) => ToldToStop::No,
+    }
+}
+
+/// Whether a child that was told to stop ended before it could listen to signals.
+fn ended_by_what_was_passed_on(status: ExitStatus) -> bool {
+    let ended_by = status.signal();
+    [Signal::TERM, Signal::INT, Signal::QUIT]
+        .iter()
+        .any(|signal| ended_by == Some(signal.as_raw()))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +169,8 @@ enum ToldToStop {
 struct Signals {
     terminate: SignalStream,
     interrupt: SignalStream,
+    quit: SignalStream,
+    hangup: SignalStream,
 }
 
 impl Signals {
@@ -138,6 +178,8 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).map_err(ParentError::Signals)?,
             interrupt: signal(SignalKind::interrupt()).map_err(ParentError::Signals)?,
+            quit: signal(SignalKind::quit()).map_err(ParentError::Signals)?,
+            hangup: signal(SignalKind::hangup()).map_err(ParentError::Signals)?,
         })
     }
 
@@ -145,6 +187,8 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => Signal::TERM,
             _ = self.interrupt.recv() => Signal::INT,
+            _ = self.quit.recv() => Signal::QUIT,
+            _ = self.hangup.recv() => Signal::HUP,
         }
     }
 }
@@ -164,19 +208,31 @@ fn start(config: &ParentConfig, incarnation: Incarnation) -> Result<Child, Paren
 
 async fn watch(child: &mut Child, signals: &mut Signals) -> Result<(ExitStatus, ToldToStop), ParentError> {
     let mut told = ToldToStop::No;
+    let listens_at = Instant::now() + LISTENS_AFTER;
+    let mut hangup_waits = false;
     loop {
-        let pid = child.id();
         tokio::select! {
             status = child.wait() => return Ok((status.map_err(ParentError::Spawn)?, told)),
-            signal = signals.next() => {
-                told = ToldToStop::Yes;
-                let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-                if let Some(pid) = pid {
-                    // If the child is gone already, its end is about to be seen above.
-                    let _ = kill_process(pid, signal);
+            signal = signals.next() => match signal {
+                Signal::HUP => hangup_waits = true,
+                stop => {
+                    told = ToldToStop::Yes;
+                    pass_on(child, stop);
                 }
+            },
+            () = sleep_until(listens_at), if hangup_waits => {
+                hangup_waits = false;
+                pass_on(child, Signal::HUP);
             }
         }
+    }
+}
+
+fn pass_on(child: &Child, signal: Signal) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid.and_then(Pid::from_raw) {
+        // If the child is gone already, its end is about to be seen.
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -198,18 +254,40 @@ async fn tell(config: &ParentConfig, brokers: &[BrokerAddress], incarnation: Inc
         let body = body.clone();
         async move {
             let told = timeout(TELL_TIMEOUT, tell_one(broker, config.token.as_ref(), body)).await;
-            if !matches!(told, Ok(Ok(()))) {
-                tracing::warn!(
-                    broker = broker.authority(),
-                    "the broker could not be told of the death"
-                );
-            }
+            let failed = match told {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {} ms", TELL_TIMEOUT.as_millis()),
+            };
+            tracing::warn!(
+                broker = broker.authority(),
+                error = failed,
+                "the broker could not be told of the death"
+            );
         }
     });
     futures_util::future::join_all(telling).await;
 }
 
-async fn tell_one(broker: &BrokerAddress, token: Option<&Token>, body: Bytes) -> Result<(), TellError> {
+async fn tell_one(
+    broker: &BrokerAddress,
+    credential: Option<&Credential>,
+    body: Bytes,
+) -> Result<(), TellError> {
+    let shown = || credential.and_then(Credential::shown);
+    let told = tell_with(broker, shown().as_ref(), body.clone()).await;
+    let exchanged =
+        || credential.is_some_and(|credential| credential.look().is_ok_and(|look| look == Look::Changed));
+    match told {
+        // The token may have been exchanged since this process read it.
+        Err(TellError::Refused(StatusCode::UNAUTHORIZED)) if exchanged() => {
+            tell_with(broker, shown().as_ref(), body).await
+        }
+        told => told,
+    }
+}
+
+async fn tell_with(broker: &BrokerAddress, token: Option<&Token>, body: Bytes) -> Result<(), TellError> {
     let mut request = Request::builder()
         .method(Method::POST)
         .uri(EXITED_PATH)
@@ -221,11 +299,12 @@ async fn tell_one(broker: &BrokerAddress, token: Option<&Token>, body: Bytes) ->
         request = request.header(AUTHORIZATION, bearer);
     }
     let request = request.body(Full::new(body))?;
-    let took = send(broker.authority(), request, async |answer| {
-        answer.status().is_success()
-    })
-    .await?;
-    if took { Ok(()) } else { Err(TellError::Refused) }
+    let status = send(broker.authority(), request, async |answer| answer.status()).await?;
+    if status.is_success() {
+        Ok(())
+    } else {
+        Err(TellError::Refused(status))
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -236,8 +315,8 @@ enum TellError {
     Request(#[from] http::Error),
     #[error("the token cannot be sent in a header")]
     Token(#[from] http::header::InvalidHeaderValue),
-    #[error("the broker did not take it")]
-    Refused,
+    #[error("the broker did not take it (status {})", .0.as_u16())]
+    Refused(StatusCode),
 }
 
 /// Ties this process to its parent: when the parent dies, however it dies, the kernel ends this

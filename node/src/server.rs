@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use usher_listen::accept::{Limits, bind, serve};
+use usher_listen::supervise::{once, restarted};
 use usher_listen::telemetry::Telemetry;
 use usher_shared::frame::CloseCode;
 use usher_shared::link::EndedBy;
@@ -46,6 +47,9 @@ pub struct Node {
     client_address: SocketAddr,
     admin_address: SocketAddr,
     telemetry: Telemetry,
+    /// A part that dies, for a test.
+    #[cfg(test)]
+    dies: Option<tests::Dies>,
 }
 
 impl Node {
@@ -79,8 +83,7 @@ impl Node {
             }
             None => client_address.to_string(),
         };
-        let parallelism = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let sampler = Sampler::new(Path::new("/"), u32::try_from(parallelism).unwrap_or(1));
+        let sampler = new_sampler();
         let introduction = Introduction {
             brokers,
             url,
@@ -96,6 +99,8 @@ impl Node {
             client_address,
             admin_address,
             telemetry,
+            #[cfg(test)]
+            dies: None,
         })
     }
 
@@ -112,24 +117,37 @@ impl Node {
     }
 
     /// Serves until `stop`, and then until the node has been emptied or its budget is over.
-    pub async fn serve(self, stop: CancellationToken) {
-        self.serve_until(stop, CancellationToken::new()).await;
+    ///
+    /// # Errors
+    /// [`NodeError::Bug`] when a part of the node died that cannot begin again.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), NodeError> {
+        self.serve_until(stop, CancellationToken::new()).await
     }
 
     /// The same; `hasten` ends the budget at once.
-    pub async fn serve_until(self, stop: CancellationToken, hasten: CancellationToken) {
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn serve_until(
+        self,
+        stop: CancellationToken,
+        hasten: CancellationToken,
+    ) -> Result<(), NodeError> {
         let floor = self.floor;
         if let Err(error) = floor.watchdog.start() {
             // Only a pool that fences owes anything to it, and it must not run unwatched.
             if floor.config.on_lapse == OnLapse::Fence {
                 tracing::error!(%error, "no watchdog thread can be started, and this node is to fence");
-                return;
+                return Ok(());
             }
         }
         let listening = CancellationToken::new();
         let link_stop = CancellationToken::new();
         let doors = Doors::new(Arc::clone(&floor));
-        let client_listener = tokio::spawn(serve(
+        // Each lives as long as the node. What can begin again from what the others see does so after a bug;
+        // what cannot, or dies again and again, ends the node, and its parent starts it anew.
+        let mut parts: JoinSet<Part> = JoinSet::new();
+        let client_listener = serve(
             self.clients,
             Limits::default(),
             listening.clone(),
@@ -137,10 +155,14 @@ impl Node {
                 let doors = doors.clone();
                 async move { Ok::<_, Infallible>(doors.answer(request).await) }
             }),
-        ));
+        );
+        parts.spawn(async move {
+            once(client_listener).await;
+            Part::Clients
+        });
         let for_admin = Arc::clone(&floor);
         let telemetry = self.telemetry.clone();
-        let admin_listener = tokio::spawn(serve(
+        let admin_listener = serve(
             self.admin,
             Limits {
                 connections: 64,
@@ -151,37 +173,113 @@ impl Node {
                 let answer = admin(&for_admin, &telemetry, &request);
                 async move { Ok::<_, Infallible>(answer) }
             }),
-        ));
-        let background = Background(vec![
-            tokio::spawn(sample(Arc::clone(&floor), self.sampler)),
-            tokio::spawn(sweep(Arc::clone(&floor))),
-            tokio::spawn(pace(Arc::clone(&floor))),
-            tokio::spawn(watch(Arc::clone(&floor))),
-            tokio::spawn(self.telemetry.upkeep()),
-        ]);
-        let link = tokio::spawn(keep(Arc::clone(&floor), self.introduction, link_stop.clone()));
+        );
+        parts.spawn(async move {
+            once(admin_listener).await;
+            Part::Admin
+        });
+        let (linked, introduction, ends) = (Arc::clone(&floor), self.introduction, link_stop.clone());
+        parts.spawn(async move {
+            restarted("the link to the broker", || {
+                // A bug may have left it open.
+                linked.link_ended();
+                keep(Arc::clone(&linked), introduction.clone(), ends.clone())
+            })
+            .await;
+            Part::Link
+        });
+        let mut sampler = Some(self.sampler);
+        background(&mut parts, Part::Sampler, &floor, move |floor| {
+            sample(floor, sampler.take().unwrap_or_else(new_sampler))
+        });
+        background(&mut parts, Part::Sweep, &floor, sweep);
+        background(&mut parts, Part::Pacer, &floor, pace);
+        background(&mut parts, Part::Lease, &floor, watch);
+        let telemetry = self.telemetry;
+        background(&mut parts, Part::Telemetry, &floor, move |_| {
+            telemetry.clone().upkeep()
+        });
+        #[cfg(test)]
+        if let Some(dies) = self.dies {
+            background(&mut parts, Part::Sweep, &floor, move |_| dies.clone().run());
+        }
 
-        stop.cancelled().await;
-        wind_down(&floor, &hasten).await;
+        let died = tokio::select! {
+            () = stop.cancelled() => None,
+            died = parts.join_next() => Some(died.and_then(Result::ok).unwrap_or(Part::Unknown)),
+        };
+        if let Some(part) = died {
+            let _ = floor.bug.set(part.name());
+            tracing::error!(
+                part = part.name(),
+                "a bug ended a part that this node cannot do without: it ends"
+            );
+            part_with_everybody(&floor).await;
+        } else {
+            wind_down(&floor, &hasten).await;
+        }
 
         listening.cancel();
         link_stop.cancel();
-        let _ = link.await;
-        let _ = client_listener.await;
-        let _ = admin_listener.await;
-        drop(background);
+        let mut last = vec![Part::Clients, Part::Admin, Part::Link];
+        last.retain(|part| Some(*part) != died);
+        while !last.is_empty() {
+            match parts.join_next().await {
+                Some(Ok(part)) => last.retain(|last| *last != part),
+                Some(Err(_)) => {}
+                None => break,
+            }
+        }
+        died.map_or(Ok(()), |part| Err(NodeError::Bug { part: part.name() }))
     }
 }
 
-/// Tasks that end with the node.
-struct Background(Vec<JoinHandle<()>>);
+/// What a node is made of while it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Clients,
+    Admin,
+    Link,
+    Sampler,
+    Sweep,
+    Pacer,
+    Lease,
+    Telemetry,
+    Unknown,
+}
 
-impl Drop for Background {
-    fn drop(&mut self) {
-        for task in &self.0 {
-            task.abort();
+impl Part {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Clients => "the clients' listener",
+            Self::Admin => "the admin listener",
+            Self::Link => "the link to the broker",
+            Self::Sampler => "the sampler of CPU and memory",
+            Self::Sweep => "the sweep over idle connections",
+            Self::Pacer => "the pacer of a drain's slots",
+            Self::Lease => "the watch over the lease",
+            Self::Telemetry => "the upkeep of histograms",
+            Self::Unknown => "a task",
         }
     }
+}
+
+fn background<F: Future<Output = ()> + Send + 'static>(
+    parts: &mut JoinSet<Part>,
+    part: Part,
+    floor: &Arc<Floor>,
+    mut begin: impl FnMut(Arc<Floor>) -> F + Send + 'static,
+) {
+    let floor = Arc::clone(floor);
+    parts.spawn(async move {
+        restarted(part.name(), || begin(Arc::clone(&floor))).await;
+        part
+    });
+}
+
+fn new_sampler() -> Sampler {
+    let parallelism = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Sampler::new(Path::new("/"), u32::try_from(parallelism).unwrap_or(1))
 }
 
 fn derived_url(address: SocketAddr) -> Result<NodeUrl, NodeError> {
@@ -192,7 +290,7 @@ fn derived_url(address: SocketAddr) -> Result<NodeUrl, NodeError> {
     url.parse().map_err(|_| NodeError::UrlNeeded { address })
 }
 
-/// Runs a node until it is told to stop (SIGTERM or SIGINT) and has been emptied or its budget is
+/// Runs a node until it is told to stop (SIGTERM, SIGINT or SIGQUIT) and has been emptied or its budget is
 /// over. A second signal ends the budget.
 ///
 /// # Errors
@@ -208,10 +306,10 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         url = %node.introduction.url,
         "node started"
     );
-    node.serve_until(stop, hasten).await;
+    let served = node.serve_until(stop, hasten).await;
     signals.abort();
     tracing::info!("node stopped");
-    Ok(())
+    served
 }
 
 fn signals(
@@ -220,11 +318,13 @@ fn signals(
 ) -> Result<impl Future<Output = ()>, NodeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Signals)?;
+    let mut quit = signal(SignalKind::quit()).map_err(NodeError::Signals)?;
     Ok(async move {
         for token in [stop, hasten] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = quit.recv() => {}
             }
             token.cancel();
         }
@@ -251,11 +351,14 @@ async fn wind_down(floor: &Floor, hasten: &CancellationToken) {
         () = sleep(budget) => {}
         () = hasten.cancelled() => {}
     }
+    let connections = floor.everybody().len();
+    tracing::warn!(connections, "the stop budget is over: closing what is left");
+    part_with_everybody(floor).await;
+}
+
+/// Closes what is left, so that it comes back spread in time.
+async fn part_with_everybody(floor: &Floor) {
     let left = floor.everybody();
-    tracing::warn!(
-        connections = left.len(),
-        "the stop budget is over: closing what is left"
-    );
     let spread_ms = 1_000 + left.len() as u64 * 1_000 / RETURNS_PER_S;
     for member in left {
         let goodbye = Goodbye::retry(CloseCode::Restart, "stopping", jitter(spread_ms));
@@ -331,5 +434,92 @@ async fn pace(floor: Arc<Floor>) {
             }
             None => floor.planned.notified().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use usher_shared::link::Capacity;
+    use usher_shared::quantity::Weight;
+
+    /// Dies as often as it is told.
+    #[derive(Clone)]
+    pub(super) struct Dies {
+        times: u32,
+        begun: Arc<AtomicU32>,
+    }
+
+    impl Dies {
+        pub(super) async fn run(self) {
+            let begun = self.begun.fetch_add(1, Ordering::SeqCst);
+            assert!(begun >= self.times, "injected");
+            std::future::pending().await
+        }
+    }
+
+    fn node_with_a_part_that_dies(times: u32) -> (Node, Arc<AtomicU32>) {
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config {
+            node: "n1".parse().unwrap(),
+            incarnation: usher_shared::id::Incarnation::from_bits(1),
+            listen: nowhere,
+            admin: nowhere,
+            brokers: vec!["ws://127.0.0.1:1".to_owned()],
+            url: None,
+            probe: None,
+            region: None,
+            zone: None,
+            labels: std::collections::BTreeMap::default(),
+            weight: Weight::NODE,
+            capacity: Capacity {
+                teams: 10,
+                connections: 10,
+            },
+            relay: crate::Relay::Team,
+            on_lapse: OnLapse::Hold,
+            token: None,
+            stop_budget: Duration::ZERO,
+            ping: Duration::from_secs(25),
+            message_bytes: 1_024,
+            queue_bytes: 1_024,
+        };
+        let mut node = Node::bind(config).unwrap();
+        let begun = Arc::new(AtomicU32::new(0));
+        node.dies = Some(Dies {
+            times,
+            begun: Arc::clone(&begun),
+        });
+        (node, begun)
+    }
+
+    #[tokio::test]
+    async fn a_part_that_dies_once_begins_again_and_the_node_goes_on() {
+        let (node, begun) = node_with_a_part_that_dies(1);
+        let (floor, stop) = (Arc::clone(&node.floor), CancellationToken::new());
+        let served = tokio::spawn(node.serve(stop.clone()));
+        let again = async {
+            while begun.load(Ordering::SeqCst) < 2 {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(Duration::from_secs(20), again).await.is_ok());
+        assert_eq!(floor.bug.get(), None);
+        stop.cancel();
+        assert!(served.await.unwrap().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_part_that_dies_again_and_again_ends_the_node_and_health_says_which() {
+        let (node, _) = node_with_a_part_that_dies(u32::MAX);
+        let floor = Arc::clone(&node.floor);
+        let served = timeout(Duration::from_secs(30), node.serve(CancellationToken::new())).await;
+        let bug = served.unwrap().unwrap_err();
+        assert!(
+            bug.to_string().contains("the sweep over idle connections"),
+            "{bug}"
+        );
+        assert_eq!(floor.bug.get(), Some(&"the sweep over idle connections"));
     }
 }

@@ -5,7 +5,9 @@
 //! of the runtime: when the time has come and nobody has said that the fencing is done, it aborts the
 //! process, and the kernel closes the sockets.
 
+use std::fs::File;
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -50,15 +52,16 @@ impl Watchdog {
     /// When no thread can be started.
     pub(crate) fn start(self: &Arc<Self>) -> std::io::Result<()> {
         let watched = Arc::downgrade(self);
+        let words = std::io::stderr().as_fd().try_clone_to_owned().map(File::from);
+        let mut last_words = words.ok().map(LastWords::new).transpose()?;
         std::thread::Builder::new()
             .name("watchdog".to_owned())
             .spawn(move || {
                 while let Some(watchdog) = watched.upgrade() {
                     if watchdog.is_overdue(boottime()) {
-                        // Not by the log: its writer may be what hangs.
-                        let _ = std::io::stderr().write_all(
-                            b"the lease is over and this process did not close its connections in time: aborting\n",
-                        );
+                        if let Some(last_words) = &mut last_words {
+                            last_words.say();
+                        }
                         std::process::abort();
                     }
                     drop(watchdog);
@@ -69,9 +72,57 @@ impl Watchdog {
     }
 }
 
+/// How long the last words may take: who reads them may be what hangs, and the abort must not wait for it.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(50);
+
+/// A thread that waits to say why the process aborts. It is started while threads can still be started.
+struct LastWords {
+    speak: std::sync::mpsc::SyncSender<()>,
+    said: std::sync::mpsc::Receiver<()>,
+}
+
+impl LastWords {
+    fn new(mut to: File) -> std::io::Result<Self> {
+        let (speak, told) = std::sync::mpsc::sync_channel(1);
+        let (done, said) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("last-words".to_owned())
+            .spawn(move || {
+                if told.recv().is_ok() {
+                    let _ = to.write_all(
+                    b"the lease is over and this process did not close its connections in time: aborting\n",
+                );
+                    let _ = done.send(());
+                }
+            })?;
+        Ok(Self { speak, said })
+    }
+
+    fn say(&mut self) {
+        let _ = self.speak.try_send(());
+        let _ = self.said.recv_timeout(LAST_WORDS_WITHIN);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_words_do_not_wait_for_a_reader_that_stands_still() {
+        let (reads, writes) = std::io::pipe().unwrap();
+        let mut full = writes.try_clone().unwrap();
+        std::thread::spawn(move || while full.write_all(&[b'x'; 4_096]).is_ok() {});
+        std::thread::sleep(Duration::from_millis(50));
+        let mut words = LastWords::new(File::from(std::os::fd::OwnedFd::from(writes))).unwrap();
+        let (done, said) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            words.say();
+            let _ = done.send(());
+        });
+        assert!(said.recv_timeout(Duration::from_secs(20)).is_ok());
+        drop(reads);
+    }
 
     #[test]
     fn only_what_is_owed_and_past_its_time_is_overdue() {

@@ -19,7 +19,7 @@ fn config(script: &str, brokers: Vec<String>) -> ParentConfig {
     ParentConfig {
         node: "node-1".parse().unwrap(),
         brokers,
-        token: Some(Token::new("0123456789abcdef").unwrap()),
+        token: Some(Token::new("0123456789abcdef").unwrap().into()),
         program: "/bin/sh".into(),
         args: vec!["-c".into(), script.into()],
     }

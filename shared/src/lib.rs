@@ -7,6 +7,8 @@
 //! the packages behind it do not check again.
 
 pub mod clock;
+pub mod credential;
+pub mod figure;
 pub mod frame;
 pub mod grant;
 pub mod id;

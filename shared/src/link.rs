@@ -497,6 +497,24 @@ pub enum RefusedCode {
     Unknown,
 }
 
+impl RefusedCode {
+    /// Its word on the wire, in logs and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::NameTaken => "name_taken",
+            Self::Cluster => "cluster",
+            Self::TwoBrokers => "two_brokers",
+            Self::PoolFull => "pool_full",
+            Self::BadMessage => "bad_message",
+            Self::Superseded => "superseded",
+            Self::Stopping => "stopping",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A parent's word that its child is dead: the kernel has closed the sockets of that incarnation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

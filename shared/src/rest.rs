@@ -84,6 +84,29 @@ pub struct TeamPut {
     pub pin: Option<Pin>,
 }
 
+/// The body of `PATCH /v1/teams/{team}` (RFC 7396): what is left out stays, `null` goes back to its default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TeamPatch {
+    /// What the team weighs.
+    #[serde(default, deserialize_with = "said", skip_serializing_if = "Option::is_none")]
+    pub weight: Option<Option<Weight>>,
+    /// Only nodes of this region.
+    #[serde(default, deserialize_with = "said", skip_serializing_if = "Option::is_none")]
+    pub region: Option<Option<Label>>,
+    /// Each key by itself: another value, or `null` to take it out.
+    #[serde(default, deserialize_with = "said", skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Option<BTreeMap<Label, Option<Label>>>>,
+    /// A pin as a whole.
+    #[serde(default, deserialize_with = "said", skip_serializing_if = "Option::is_none")]
+    pub pin: Option<Option<Pin>>,
+}
+
+/// A field that was said, be it as `null`.
+fn said<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
 /// A wish, or an order, for one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -535,6 +558,9 @@ pub struct StatusView {
     pub imbalance_ppm: u64,
     /// Operations that are going on.
     pub operations_running: u32,
+    /// Links of nodes refused in the last minute or two, by code.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links_refused: BTreeMap<String, u64>,
 }
 
 /// Whether the broker moves teams freely.

@@ -7,7 +7,6 @@ use hmac::{Hmac, Mac as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
-use std::path::Path;
 use subtle::ConstantTimeEq as _;
 
 use crate::id::NodeId;
@@ -20,6 +19,9 @@ pub enum SecretError {
         "a token is 16 to 512 visible ASCII characters without spaces; make one with `openssl rand -hex 32`"
     )]
     Token,
+    /// None, or more than there may be.
+    #[error("there must be 1 to 8 tokens, one a line: the first is shown, all are taken")]
+    TokenCount,
     /// Not 32 bytes in hexadecimal.
     #[error("a master key is 64 hexadecimal digits (32 bytes); make one with `openssl rand -hex 32`")]
     MasterKey,
@@ -49,18 +51,6 @@ impl Token {
         } else {
             Err(SecretError::Token)
         }
-    }
-
-    /// A token from the first line of a file.
-    ///
-    /// # Errors
-    /// When the file cannot be read or does not hold a token.
-    pub fn read(path: &Path) -> Result<Self, SecretError> {
-        let text = std::fs::read_to_string(path).map_err(|source| SecretError::File {
-            path: path.display().to_string(),
-            source,
-        })?;
-        Self::new(text.lines().next().unwrap_or_default().trim())
     }
 
     /// The text, for the header that carries it.

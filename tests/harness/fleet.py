@@ -38,10 +38,10 @@ def at(address):
 class Process:
     """One `usher` process, and what it wrote."""
 
-    def __init__(self, folder, name, *arguments, variables=None, cores=None, before=()):
+    def __init__(self, folder, name, *arguments, variables=None, cores=None, before=(), output=None):
         """`cores` are the only ones it may run on; `before` is a command that ends in running the rest of its words.
 
-        Its output goes to `<folder>/<name>.log`, after that of an earlier process of this name.
+        Its output goes to `<folder>/<name>.log`, after that of an earlier process of this name, or to `output`.
         """
         self.name = name
         self._out = folder / f"{name}.log"
@@ -51,8 +51,8 @@ class Process:
             self._process = subprocess.Popen(
                 [*map(str, before), str(executable()), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
+                stdout=output or out,
+                stderr=output or out,
                 env={**environment(), **(variables or {})},
                 cwd=folder,
                 start_new_session=True,
@@ -140,6 +140,18 @@ class Fleet(Pool):
             flags += ["--broker", f"ws://{at(self.node_link)}"]
         command = ["node", "--name", name, *flags, *arguments]
         self.processes[name] = Process(self.folder, name, *command, **how)
+
+    def add_node(self, name, *arguments, **how):
+        """Starts one more node."""
+        self.nodes[name] = self._place_node(name)
+        self.start_node(name, *arguments, **how)
+
+    def answers(self):
+        """Whether the broker answers operators."""
+        try:
+            return self.rest("GET", "/v1/status").status == 200
+        except OSError:
+            return False
 
     def is_up(self):
         """Whether the broker answers and every node is ready; a process that ended is not waited for."""

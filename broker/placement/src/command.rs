@@ -1,7 +1,7 @@
 //! What the caller is to do: the output of the core.
 
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
-use usher_shared::link::{Refused, ToNode};
+use usher_shared::link::{Refused, RefusedCode, ToNode};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::{Cause, Gate, OperationKind};
 use usher_shared::template::NodeUrl;
@@ -245,7 +245,9 @@ pub enum Notice {
     NodeRefused {
         /// The name it claimed.
         node: NodeId,
-        /// Why.
+        /// Why, in a word.
+        code: RefusedCode,
+        /// Why, in a sentence.
         detail: String,
     },
     /// A node's link closed or its heartbeats stopped.

@@ -3,7 +3,7 @@
 use usher_shared::id::{Incarnation, Label, NodeId, TeamId};
 use usher_shared::link::{Arrivals, Departures, Exited, Heartbeat, Hello, Inventory, TeamEpoch};
 use usher_shared::quantity::Epoch;
-use usher_shared::rest::{DrainPost, ShedPost, TeamPut};
+use usher_shared::rest::{DrainPost, ShedPost, TeamPatch, TeamPut};
 
 /// One link of one node, numbered by the caller and never reused within a run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -138,6 +138,13 @@ pub enum Ask {
         team: TeamId,
         /// What it should be like.
         put: TeamPut,
+    },
+    /// `PATCH /v1/teams/{team}`.
+    Patch {
+        /// The team.
+        team: TeamId,
+        /// What is to be different.
+        patch: TeamPatch,
     },
     /// `DELETE /v1/teams/{team}`.
     Delete {

@@ -49,6 +49,7 @@ mod score;
 mod settings;
 mod team;
 mod view;
+mod wishes;
 
 pub use command::{Answer, Command, NodeEntry, Notice, Refusal, Route};
 pub use core::Core;

@@ -37,6 +37,7 @@ impl Core {
             }
             self.notice(Notice::NodeRefused {
                 node: id,
+                code,
                 detail: detail.clone(),
             });
             self.command(Command::Close {
@@ -155,7 +156,8 @@ impl Core {
         }
         if hello.cluster.is_some_and(|cluster| cluster != self.cluster) {
             let detail = format!(
-                "the node belongs to another cluster than {}; restart it if it is to join this one",
+                "the node belongs to another cluster than {}: is this broker on the right data folder? A node joins \
+                 another cluster only once it is restarted, which drops its connections",
                 self.cluster
             );
             return Some((RefusedCode::Cluster, detail));

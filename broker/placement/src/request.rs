@@ -1,21 +1,16 @@
 //! What may a client's or an operator's request do?
 
-use std::collections::BTreeMap;
 use usher_shared::id::{Label, NodeId, TeamId};
-use usher_shared::link::MAX_LABELS;
-use usher_shared::quantity::{Timestamp, Weight};
-use usher_shared::rest::{Cause, DrainPost, ShedPost, TeamKind, TeamPut};
+use usher_shared::quantity::Timestamp;
+use usher_shared::rest::{Cause, DrainPost, ShedPost, TeamKind};
 
 use crate::command::{Answer, Command, Refusal, Route};
 use crate::core::Core;
 use crate::event::{Ask, Knock, RequestId};
 use crate::node::{Intent, Seen, Silence};
 use crate::reconcile::Arrivals;
-use crate::record::PinRecord;
 use crate::team::{Activation, Deleted, Move, Owner, Team};
 
-/// The longest pin.
-const PIN_MAX_S: u64 = 30 * 86_400;
 /// The longest drain that is promised.
 const DEADLINE_MAX_S: u64 = 86_400;
 /// The highest rate of an operation.
@@ -31,6 +26,7 @@ impl Core {
                 knock,
             } => self.connect(&team, may_create, region, knock.as_ref(), now),
             Ask::Put { team, put } => self.put(&team, put, now),
+            Ask::Patch { team, patch } => self.patch(&team, patch, now),
             Ask::Delete { team } => self.delete(&team, now),
             Ask::Cordon { node } => self.set_cordon(&node, Intent::Cordoned),
             Ask::Uncordon { node } => self.set_cordon(&node, Intent::Active),
@@ -113,7 +109,13 @@ impl Core {
         }
     }
 
-    fn create(&mut self, id: &TeamId, team: Team, cause: Cause, now: Timestamp) -> Result<Answer, Refusal> {
+    pub(crate) fn create(
+        &mut self,
+        id: &TeamId,
+        team: Team,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Result<Answer, Refusal> {
         if self.teams.len() >= self.settings.max_teams {
             return Err(Refusal::TooManyTeams {
                 max: self.settings.max_teams,
@@ -141,115 +143,7 @@ impl Core {
         self.assigned(id, true)
     }
 
-    fn put(&mut self, id: &TeamId, put: TeamPut, now: Timestamp) -> Result<Answer, Refusal> {
-        if put.labels.len() > MAX_LABELS {
-            return Err(Refusal::OutOfRange {
-                field: "labels",
-                bounds: "has at most 16 entries",
-            });
-        }
-        let pin = match put.pin {
-            None => None,
-            Some(pin) if pin.seconds == 0 || pin.seconds > PIN_MAX_S => {
-                return Err(Refusal::OutOfRange {
-                    field: "pin.seconds",
-                    bounds: "must be from 1 to 2592000 (30 days)",
-                });
-            }
-            Some(pin) if !self.nodes.contains_key(&pin.node) => return Err(Refusal::UnknownNode(pin.node)),
-            Some(pin) => Some(PinRecord {
-                node: pin.node,
-                until_wall_ms: self.wall_ms(now).saturating_add(pin.seconds * 1_000),
-                strength: pin.strength,
-            }),
-        };
-        let weight = put.weight.unwrap_or(Weight::TEAM);
-        if !self.teams.contains_key(id) {
-            let team = Team {
-                weight,
-                region: put.region,
-                labels: put.labels,
-                pin,
-                ..Team::new(TeamKind::Put)
-            };
-            return self.create(id, team, Cause::Put, now);
-        }
-        self.respecify(id, weight, put.region, put.labels, pin, now)
-    }
-
-    /// An existing team gets other wishes, and moves if its node does not meet them.
-    fn respecify(
-        &mut self,
-        id: &TeamId,
-        weight: Weight,
-        region: Option<Label>,
-        labels: BTreeMap<Label, Label>,
-        pin: Option<PinRecord>,
-        now: Timestamp,
-    ) -> Result<Answer, Refusal> {
-        let Some(team) = self.teams.get_mut(id) else {
-            return Err(Refusal::UnknownTeam(id.clone()));
-        };
-        let before = team.record();
-        let (old, new) = (u64::from(team.weight.get()), u64::from(weight.get()));
-        team.kind = TeamKind::Put;
-        team.weight = weight;
-        team.region = region;
-        team.labels = labels;
-        team.pin = pin;
-        let owner = team.owner.as_ref().map(|owner| owner.node.clone());
-        let target = match &team.moving {
-            Some(Move::Preparing { target, .. }) => Some(target.node.clone()),
-            _ => None,
-        };
-        if team.record() != before {
-            self.write_team(id);
-        }
-        if let Some(node) = owner.as_ref().and_then(|owner| self.nodes.get_mut(owner)) {
-            node.weight_sum = node.weight_sum + new - old;
-        }
-        if let Some(node) = target.as_ref().and_then(|target| self.nodes.get_mut(target)) {
-            node.reserved_weight = node.reserved_weight + new - old;
-        }
-        for node in owner.iter().chain(&target) {
-            self.rekey(node);
-        }
-        match owner {
-            None if self.may_change_owners() && self.place(id, Cause::Put, now) => {}
-            None => return Err(self.why_not(id, Cause::Put, now)),
-            Some(owner) if self.may_change_owners() && !self.suits(id, &owner, now) => {
-                if !self.move_now(id, Cause::Put, None, now) {
-                    return Err(self.why_not(id, Cause::Put, now));
-                }
-            }
-            Some(_) => {}
-        }
-        self.assigned(id, false)
-    }
-
-    /// Whether a team's node meets its wishes. A soft pin that cannot be met now is met by any.
-    fn suits(&self, id: &TeamId, node: &NodeId, now: Timestamp) -> bool {
-        let wall_ms = self.wall_ms(now);
-        let (Some(team), Some(node)) = (self.teams.get(id), self.nodes.get(node)) else {
-            return true;
-        };
-        let wish = team.wish(Cause::Put, None, wall_ms);
-        let region = wish.region.is_none() || wish.region == node.hello.region.as_ref();
-        let labels = wish
-            .labels
-            .iter()
-            .all(|(key, value)| node.hello.labels.get(key) == Some(value));
-        let pin = wish.pin.is_none_or(|pin| {
-            let can = self
-                .nodes
-                .get(&pin.node)
-                .is_some_and(|pinned| pinned.key.is_some());
-            pin.node == *node.id() || (pin.strength == usher_shared::rest::PinStrength::Soft && !can)
-        });
-        region && labels && pin
-    }
-
-    fn why_not(&self, id: &TeamId, cause: Cause, now: Timestamp) -> Refusal {
+    pub(crate) fn why_not(&self, id: &TeamId, cause: Cause, now: Timestamp) -> Refusal {
         let wall_ms = self.wall_ms(now);
         match self.teams.get(id) {
             None => Refusal::UnknownTeam(id.clone()),
@@ -262,7 +156,7 @@ impl Core {
         }
     }
 
-    fn assigned(&self, id: &TeamId, created: bool) -> Result<Answer, Refusal> {
+    pub(crate) fn assigned(&self, id: &TeamId, created: bool) -> Result<Answer, Refusal> {
         let team = self
             .teams
             .get(id)

@@ -205,6 +205,7 @@ impl Core {
             connections,
             imbalance_ppm: self.imbalance_ppm(),
             operations_running: u32::try_from(running).unwrap_or(u32::MAX),
+            links_refused: BTreeMap::new(),
         }
     }
 

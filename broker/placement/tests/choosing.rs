@@ -7,7 +7,7 @@ mod world;
 use usher_placement::{Answer, Ask, Refusal, Settings};
 use usher_shared::link::{Capacity, Health};
 use usher_shared::quantity::{Millicores, Weight};
-use usher_shared::rest::{Cause, Gate, Pin, PinStrength, TeamPut};
+use usher_shared::rest::{Cause, Gate, Pin, PinStrength, TeamPatch, TeamPut};
 use world::*;
 
 #[test]
@@ -304,6 +304,47 @@ fn a_put_that_changes_the_wishes_moves_the_team() {
     assert_eq!(world.owner("t").as_deref(), Some(other));
     assert!(world.epoch("t") > before);
     world.check();
+}
+
+#[test]
+fn a_patch_changes_what_it_names_and_keeps_the_rest() {
+    let mut world = World::new();
+    world.add_with("eu", |hello| hello.region = Some("eu".parse().unwrap()));
+    let patch = |json: &str| serde_json::from_str::<TeamPatch>(json).unwrap();
+    let full = r#"{"weight":20,"region":"eu","pin":{"node":"eu","seconds":3600}}"#;
+    world.patch("t", patch(full)).unwrap();
+    let before = world.view("t");
+    world.patch("t", patch("{}")).unwrap();
+    assert_eq!(world.view("t"), before);
+    world.patch("t", patch(r#"{"region":null}"#)).unwrap();
+    let view = world.view("t");
+    assert_eq!((view.weight, &view.region), (before.weight, &None));
+    assert_eq!(view.pin, before.pin);
+    world.patch("t", patch(r#"{"weight":null,"pin":null}"#)).unwrap();
+    let view = world.view("t");
+    assert_eq!((view.weight.get(), view.pin), (1, None));
+    world.check();
+}
+
+#[test]
+fn wishes_that_nobody_can_meet_change_nothing() {
+    let mut world = World::new();
+    world.add_with("eu", |hello| {
+        hello
+            .labels
+            .insert("gpu".parse().unwrap(), "yes".parse().unwrap());
+    });
+    let heavy = serde_json::from_str::<TeamPut>(r#"{"weight":20,"labels":{"gpu":"yes"}}"#).unwrap();
+    world.put("t", heavy).unwrap();
+    let before = (world.view("t"), world.stored("t"));
+    for json in [r#"{"region":"mars"}"#, r#"{"weight":7,"labels":{"gpu":"no"}}"#] {
+        let put = serde_json::from_str::<TeamPut>(json).unwrap();
+        let patch = serde_json::from_str::<TeamPatch>(json).unwrap();
+        assert!(world.put("t", put).is_err());
+        assert!(world.patch("t", patch).is_err());
+        assert_eq!((world.view("t"), world.stored("t")), before);
+        world.check();
+    }
 }
 
 #[test]

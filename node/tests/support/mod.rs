@@ -265,7 +265,8 @@ impl Rig {
         let node = Node::bind(config).unwrap();
         let (stop, hasten) = (CancellationToken::new(), CancellationToken::new());
         let (clients, admin) = (node.client_address(), node.admin_address());
-        let served = tokio::spawn(node.serve_until(stop.clone(), hasten.clone()));
+        let serving = node.serve_until(stop.clone(), hasten.clone());
+        let served = tokio::spawn(async move { serving.await.unwrap() });
         Self {
             broker,
             clients,
@@ -379,6 +380,15 @@ impl Rig {
         self.http(self.clients, &format!("GET {path} HTTP/1.1\r\n"), b"")
             .await
             .0
+    }
+
+    /// Waits until the node serves without its broker, and says so.
+    pub async fn has_lost_its_broker(&self) {
+        self.eventually("the node has lost its broker", async || {
+            let (status, answer) = self.http(self.clients, "GET /readyz HTTP/1.1\r\n", b"").await;
+            status == 200 && answer.contains("without its broker")
+        })
+        .await;
     }
 
     /// One HTTP exchange: status and the whole answer as text. `head` ends with a line break.

@@ -12,11 +12,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::fold::Fold;
 
 /// What one listener bears.
 #[derive(Clone, Copy, Debug)]
@@ -128,10 +130,11 @@ where
 {
     let room = Arc::new(Semaphore::new(limits.connections));
     let tasks = TaskTracker::new();
+    let mut failing = Fold::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept_one(&listener, &room) => accepted,
+            accepted = accept_one(&listener, &room, &mut failing) => accepted,
         };
         let Some((stream, peer, permit)) = accepted else {
             continue;
@@ -165,15 +168,25 @@ pub fn upgraded(stream: &TcpStream) {
 async fn accept_one(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
+    failing: &mut Fold<std::io::ErrorKind>,
 ) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, permit)),
+        Ok((stream, peer)) => {
+            if let Some(said) = failing.over(Instant::now()) {
+                let (times, for_s) = (said.times, said.lasted.as_secs());
+                tracing::info!(times, for_s, "connections are accepted again");
+            }
+            Some((stream, peer, permit))
+        }
         Err(error) => {
             // Out of descriptors or of memory: the connection stays in the backlog, and trying
             // again at once would spin.
             metrics::counter!("usher_accept_errors_total").increment(1);
-            tracing::warn!(%error, "accept failed");
+            if let Some(said) = failing.happened(error.kind(), Instant::now()) {
+                let (times, for_s) = (said.times, said.lasted.as_secs());
+                tracing::warn!(%error, times, for_s, "no connection can be accepted: is the limit of descriptors reached?");
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
             None
         }

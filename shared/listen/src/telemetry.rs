@@ -3,6 +3,7 @@
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use usher_shared::figure::{LOG_LINES_DROPPED, PANICS};
 
 /// Bounds for durations in seconds, from a quarter of a millisecond to half a minute: redirects
 /// and fsyncs live at the lower end, reconnect gaps at the upper.
@@ -17,6 +18,21 @@ const UPKEEP: Duration = Duration::from_secs(5);
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 /// Held during an installation, so that two at once get the same recorder.
 static INSTALLING: Mutex<()> = Mutex::new(());
+
+/// What every process counts, at 0 before the first.
+fn describe() {
+    let unit = metrics::Unit::Count;
+    let dropped =
+        "Log lines that were not written: their reader stands still or is gone, or the disk is full";
+    metrics::describe_counter!(LOG_LINES_DROPPED, unit, dropped);
+    metrics::describe_counter!(
+        PANICS,
+        unit,
+        "Bugs that ended a task or a thread; the log says where"
+    );
+    metrics::counter!(LOG_LINES_DROPPED).increment(0);
+    metrics::counter!(PANICS).increment(0);
+}
 
 /// The process's metrics.
 #[derive(Clone)]
@@ -43,6 +59,7 @@ impl Telemetry {
         };
         let process = metrics_process::Collector::default();
         process.describe();
+        describe();
         Ok(Self { recorder, process })
     }
 

@@ -91,6 +91,7 @@ impl World {
             return (None, Verdict::SendBack(Refusal::NotGenuine));
         }
         let shown = Shown {
+            now_s,
             claims: &claims,
             age,
             team: &team,

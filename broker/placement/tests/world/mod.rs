@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{
     Answer, Ask, Command, Core, Event, LinkId, NodeEntry, Notice, ProbeOutcome, Record, Refusal, RequestId,
-    Route, Settings, Snapshot,
+    Route, Settings, Snapshot, TeamRecord,
 };
 use usher_shared::grant::GrantSigner;
 use usher_shared::id::{BrokerId, ClusterId, ConnectionId, Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::link::*;
 use usher_shared::quantity::{Epoch, Millicores, Term, Timestamp, Weight};
-use usher_shared::rest::{OperationView, TeamPut};
+use usher_shared::rest::{OperationView, TeamPatch, TeamPut, TeamView};
 use usher_shared::secret::Key;
 
 pub const START: Timestamp = Timestamp::from_millis(1_000_000);
@@ -406,6 +406,22 @@ impl World {
             team: team(name),
             put,
         })
+    }
+
+    pub fn patch(&mut self, name: &str, patch: TeamPatch) -> Result<Answer, Refusal> {
+        self.ask(Ask::Patch {
+            team: team(name),
+            patch,
+        })
+    }
+
+    pub fn view(&self, name: &str) -> TeamView {
+        self.core.team(&team(name), self.now).unwrap()
+    }
+
+    /// What the store has of a team.
+    pub fn stored(&self, name: &str) -> TeamRecord {
+        self.store.teams[&team(name)].clone()
     }
 
     pub fn drain(&mut self, name: &str) -> OperationId {
