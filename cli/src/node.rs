@@ -195,6 +195,7 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
         node: config.node,
         brokers: config.brokers,
         token: config.token,
+        stop_budget: config.stop_budget,
         // The same words again: the child finds in its environment that it is the child.
         args: std::env::args_os().skip(1).collect(),
     })

@@ -33,6 +33,12 @@ pub const EXIT_CONFIGURATION: i32 = 2;
 
 /// How long telling one broker may take.
 const TELL_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same once this process is to stop: what comes after the stop budget has to be over within half a
+/// second of it, since whoever set the budget counts on it.
+const LAST_TELL_TIMEOUT: Duration = Duration::from_millis(200);
+/// A child that still runs so long after its stop budget is killed: it keeps to the budget by itself unless
+/// it hangs.
+const OVERDUE: Duration = Duration::from_millis(200);
 /// The wait before the first restart ...
 const FIRST_RESTART: Duration = Duration::from_millis(100);
 /// ... doubling to this.
@@ -55,6 +61,8 @@ pub struct ParentConfig {
     pub program: PathBuf,
     /// The arguments with which it is the child.
     pub args: Vec<OsString>,
+    /// How long the child may take to stop; it is killed soon after.
+    pub stop_budget: Duration,
 }
 
 /// Why the parent cannot go on.
@@ -112,8 +120,12 @@ pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
         match start(&config, incarnation) {
             Ok(mut child) => {
                 started_once = true;
-                let (status, told_to_stop) = watch(&mut child, &mut signals).await?;
-                tell(&config, &brokers, incarnation).await;
+                let (status, told_to_stop) = watch(&mut child, &mut signals, config.stop_budget).await?;
+                let patience = match told_to_stop {
+                    ToldToStop::Yes => LAST_TELL_TIMEOUT,
+                    ToldToStop::No => TELL_TIMEOUT,
+                };
+                tell(&config, &brokers, incarnation, patience).await;
                 let code = exit_code(status);
                 if told_to_stop == ToldToStop::Yes {
                     return Ok(if ended_by_what_was_passed_on(status) {
@@ -206,8 +218,13 @@ fn start(config: &ParentConfig, incarnation: Incarnation) -> Result<Child, Paren
         .map_err(ParentError::Spawn)
 }
 
-async fn watch(child: &mut Child, signals: &mut Signals) -> Result<(ExitStatus, ToldToStop), ParentError> {
+async fn watch(
+    child: &mut Child,
+    signals: &mut Signals,
+    stop_budget: Duration,
+) -> Result<(ExitStatus, ToldToStop), ParentError> {
     let mut told = ToldToStop::No;
+    let mut kill_at: Option<Instant> = None;
     let listens_at = Instant::now() + LISTENS_AFTER;
     let mut hangup_waits = false;
     loop {
@@ -217,14 +234,28 @@ async fn watch(child: &mut Child, signals: &mut Signals) -> Result<(ExitStatus, 
                 Signal::HUP => hangup_waits = true,
                 stop => {
                     told = ToldToStop::Yes;
+                    kill_at.get_or_insert_with(|| Instant::now() + stop_budget + OVERDUE);
                     pass_on(child, stop);
                 }
             },
+            () = at(kill_at) => {
+                tracing::error!("the node process outlived its stop budget and is killed");
+                child.start_kill().map_err(ParentError::Spawn)?;
+                kill_at = None;
+            }
             () = sleep_until(listens_at), if hangup_waits => {
                 hangup_waits = false;
                 pass_on(child, Signal::HUP);
             }
         }
+    }
+}
+
+/// At that time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -244,7 +275,12 @@ fn exit_code(status: ExitStatus) -> i32 {
 }
 
 /// Tells every broker, at once, that the incarnation is no more.
-async fn tell(config: &ParentConfig, brokers: &[BrokerAddress], incarnation: Incarnation) {
+async fn tell(
+    config: &ParentConfig,
+    brokers: &[BrokerAddress],
+    incarnation: Incarnation,
+    patience: Duration,
+) {
     let exited = Exited {
         node: config.node.clone(),
         incarnation,
@@ -253,11 +289,11 @@ async fn tell(config: &ParentConfig, brokers: &[BrokerAddress], incarnation: Inc
     let telling = brokers.iter().map(|broker| {
         let body = body.clone();
         async move {
-            let told = timeout(TELL_TIMEOUT, tell_one(broker, config.token.as_ref(), body)).await;
+            let told = timeout(patience, tell_one(broker, config.token.as_ref(), body)).await;
             let failed = match told {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {} ms", TELL_TIMEOUT.as_millis()),
+                Err(_) => format!("no answer within {} ms", patience.as_millis()),
             };
             tracing::warn!(
                 broker = broker.authority(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use usher_listen::accept::{Limits, bind, serve};
 use usher_listen::supervise::{once, restarted};
@@ -31,8 +31,13 @@ use crate::outbox::{Goodbye, Swept};
 
 /// After its last connection a stopping node stays this long, to send on clients that hold a ticket for it.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long the last closes may take once the budget is over.
-const LAST_CLOSES: Duration = Duration::from_secs(5);
+/// The end of the budget is kept for the last closes: a tenth of it, and no more than a client needs that
+/// answers a Close at all. Whoever set the budget kills the process when it is over, so nothing comes after it.
+const LAST_CLOSES_MOST: Duration = Duration::from_secs(2);
+/// How long the last closes may take when there is no budget: a second signal ended it, or a bug.
+const HASTY_CLOSES: Duration = Duration::from_secs(1);
+/// What listeners and the link get to end, even when nothing of the budget is left.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Clients that are closed without a broker to go to come back spread so far that the pool takes
 /// this many a second.
 const RETURNS_PER_S: u64 = 200;
@@ -208,26 +213,32 @@ impl Node {
             () = stop.cancelled() => None,
             died = parts.join_next() => Some(died.and_then(Result::ok).unwrap_or(Part::Unknown)),
         };
-        if let Some(part) = died {
+        let until = if let Some(part) = died {
             let _ = floor.bug.set(part.name());
             tracing::error!(
                 part = part.name(),
                 "a bug ended a part that this node cannot do without: it ends"
             );
-            part_with_everybody(&floor).await;
+            part_with_everybody(&floor, Instant::now() + HASTY_CLOSES).await;
+            Instant::now()
         } else {
-            wind_down(&floor, &hasten).await;
-        }
+            wind_down(&floor, &hasten).await
+        };
 
         listening.cancel();
         link_stop.cancel();
         let mut last = vec![Part::Clients, Part::Admin, Part::Link];
         last.retain(|part| Some(*part) != died);
+        let until = until.max(Instant::now() + LAST_WORDS);
         while !last.is_empty() {
-            match parts.join_next().await {
-                Some(Ok(part)) => last.retain(|last| *last != part),
-                Some(Err(_)) => {}
-                None => break,
+            match timeout_at(until, parts.join_next()).await {
+                Ok(Some(Ok(part))) => last.retain(|last| *last != part),
+                Ok(Some(Err(_))) => {}
+                Ok(None) => break,
+                Err(_) => {
+                    tracing::warn!("requests that were still open at the end of the stop budget were cut");
+                    break;
+                }
             }
         }
         died.map_or(Ok(()), |part| Err(NodeError::Bug { part: part.name() }))
@@ -331,13 +342,15 @@ fn signals(
     })
 }
 
-/// Serves on until nothing is left, the budget is over, or `hasten`; then closes what is left.
-async fn wind_down(floor: &Floor, hasten: &CancellationToken) {
+/// Serves on until nothing is left, the budget is over, or `hasten`; then closes what is left. Returns by
+/// when everything else must have ended, too.
+async fn wind_down(floor: &Floor, hasten: &CancellationToken) -> Instant {
     let budget = floor.config.stop_budget;
-    floor.stopping.send_replace(Some(Instant::now() + budget));
+    let until = Instant::now() + budget;
+    floor.stopping.send_replace(Some(until));
     let served = !floor.state.lock().mandate.holdings.is_empty();
     tracing::info!(
-        budget_s = budget.as_secs(),
+        budget_s = budget.as_secs_f32(),
         "stopping: asked the broker to drain this node"
     );
     let emptied = async {
@@ -346,30 +359,40 @@ async fn wind_down(floor: &Floor, hasten: &CancellationToken) {
             sleep(LINGER).await;
         }
     };
-    tokio::select! {
-        () = emptied => return,
-        () = sleep(budget) => {}
-        () = hasten.cancelled() => {}
-    }
+    let until = tokio::select! {
+        () = emptied => return until,
+        () = sleep_until(until - last_closes(budget)) => until,
+        () = hasten.cancelled() => until.min(Instant::now() + HASTY_CLOSES),
+    };
     let connections = floor.everybody().len();
     tracing::warn!(connections, "the stop budget is over: closing what is left");
-    part_with_everybody(floor).await;
+    part_with_everybody(floor, until).await;
+    until
+}
+
+fn last_closes(budget: Duration) -> Duration {
+    (budget / 10).min(LAST_CLOSES_MOST)
 }
 
 /// Closes what is left, so that it comes back spread in time.
-async fn part_with_everybody(floor: &Floor) {
+async fn part_with_everybody(floor: &Floor, until: Instant) {
     let left = floor.everybody();
     let spread_ms = 1_000 + left.len() as u64 * 1_000 / RETURNS_PER_S;
     for member in left {
         let goodbye = Goodbye::retry(CloseCode::Restart, "stopping", jitter(spread_ms));
         member.close(goodbye, floor.clock.now(), EndedBy::Deadline);
     }
-    let _ = timeout(LAST_CLOSES, async {
+    let closed = async {
         while floor.state.lock().connections > 0 {
             floor.gone.notified().await;
         }
-    })
-    .await;
+    };
+    if timeout_at(until, closed).await.is_err() {
+        tracing::warn!(
+            connections = floor.state.lock().connections,
+            "clients that did not answer a Close within the stop budget were cut"
+        );
+    }
 }
 
 /// Returns once no connection and no team is left.
