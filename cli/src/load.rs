@@ -46,9 +46,10 @@ const TEAM_MAX: usize = 10_000;
 #[command(
     after_help = "Connection number i belongs to team i modulo --teams. Once all are connected, each sends\n\
     numbered messages and checks those of its team mates for --duration.\n\n\
+    A message is DUE at every team mate that has come, and is received, lost or missed there.\n\
     LOST: sender and receiver both kept a connection for 5 s after the sending, and it did not\n\
-    arrive. MISSED: it did not arrive, but one of the two was without a connection meanwhile.\n\
-    DOUBLED: it arrived twice. A usher.v1 client that moves without a gap keeps its connection.\n\n\
+    arrive. MISSED: it did not arrive, but one of the two was without a connection then or\n\
+    meanwhile. DOUBLED: it arrived twice. A usher.v1 client that moves without a gap keeps its connection.\n\n\
     The exit code is 0 when nothing was lost or doubled and all were connected at the end.\n\
     A process holds as many connections as it has file descriptors; for more, run several with\n\
     different --team-prefix.\n\n\
@@ -318,6 +319,9 @@ async fn pass(
     while run.outstanding() > 0 && Instant::now() < settled {
         sleep(Duration::from_millis(50)).await;
         run.settle();
+    }
+    for team in 0..run.teams.len() {
+        run.team(team).finish();
     }
     gave_up + reap(run, clients)
 }

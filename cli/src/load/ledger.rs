@@ -1,12 +1,16 @@
 //! Which messages a team mate should have seen, and did not, or saw twice. Pure: time comes in.
 //!
-//! A message is owed to every team mate whose connection had been open for [`JOINED_MS`] when it was
-//! sent. It is judged [`SETTLE_MS`] later:
+//! A message is due at every team mate that has ever been connected, away or not. [`SETTLE_MS`] after it
+//! was sent each of these deliveries is one of three, so that they add up to what was due:
 //!
-//! - **lost**: it did not arrive although sender and receiver both kept a connection from the sending
-//!   to the judgement. A client that moved without a gap (`usher.v1`) kept its connection.
-//! - **missed**: it did not arrive, and one of the two was without a connection meanwhile. That is
-//!   what an interruption costs where nothing is replayed; it is counted, and not called lost.
+//! - **received**: it arrived.
+//! - **lost**: it did not arrive although both kept a connection from the sending to the judgement, the
+//!   receiver for [`JOINED_MS`] before. A client that moved without a gap (`usher.v1`) kept its connection.
+//! - **missed**: it did not arrive, and one of the two was without a connection then or meanwhile, or the
+//!   receiver had just come. That is what an interruption costs where nothing is replayed.
+//!
+//! Beside these:
+//!
 //! - **doubled**: it arrived again.
 //! - **late**: it arrived after it was judged.
 
@@ -22,6 +26,8 @@ pub(crate) const SETTLE_MS: u64 = 5_000;
 pub(crate) struct Counts {
     /// Messages handed to a connection.
     pub(crate) sent: u64,
+    /// Deliveries that these messages should have made: received, lost, missed, or not judged yet.
+    pub(crate) due: u64,
     /// Messages that arrived for the first time, at any team mate.
     pub(crate) received: u64,
     /// See the module.
@@ -41,6 +47,7 @@ impl Counts {
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             sent: self.sent + other.sent,
+            due: self.due + other.due,
             received: self.received + other.received,
             lost: self.lost + other.lost,
             missed: self.missed + other.missed,
@@ -71,6 +78,8 @@ pub(crate) struct Ledger {
 struct Member {
     /// Since when it has had a connection without a break.
     connected_ms: Option<u64>,
+    /// Whether it ever had one: nothing is due at a client that has not come yet.
+    came: bool,
     /// The number of the first message in `open`.
     first: u64,
     /// Its messages that are not judged yet, in order of their numbers.
@@ -80,6 +89,9 @@ struct Member {
 #[derive(Debug)]
 struct Message {
     sent_ms: u64,
+    /// Who was in the team.
+    due: Bits,
+    /// Of these, who is without an excuse.
     owed: Bits,
     got: Bits,
 }
@@ -98,35 +110,38 @@ impl Ledger {
     /// A member has a connection again, or for the first time.
     pub(crate) fn connected(&mut self, member: usize, now_ms: u64) {
         self.members[member].connected_ms = Some(now_ms);
+        self.members[member].came = true;
     }
 
     /// A member is without a connection: what was under way to it or from it is in doubt.
     pub(crate) fn disconnected(&mut self, member: usize) {
         self.members[member].connected_ms = None;
-        let mut missed = 0;
         for (sender, list) in self.members.iter_mut().enumerate() {
             for message in &mut list.open {
-                missed += if sender == member {
-                    message.owed.keep_only(&message.got)
-                } else if message.owed.has(member) && !message.got.has(member) {
+                if sender == member {
+                    message.owed.keep_only(&message.got);
+                } else if !message.got.has(member) {
                     message.owed.clear(member);
-                    1
-                } else {
-                    0
-                };
+                }
             }
         }
-        self.counts.missed += missed;
     }
 
     /// A member sends; returns the message's number.
     pub(crate) fn send(&mut self, sender: usize, now_ms: u64) -> u64 {
-        let mut owed = Bits::new(self.members.len());
-        for (member, state) in self.members.iter().enumerate() {
+        let (mut due, mut owed) = (Bits::new(self.members.len()), Bits::new(self.members.len()));
+        let others = self
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(member, _)| *member != sender);
+        for (member, state) in others.filter(|(_, state)| state.came) {
+            due.set(member);
+            self.counts.due += 1;
             let joined = state
                 .connected_ms
                 .is_some_and(|since| since + JOINED_MS <= now_ms);
-            if member != sender && joined {
+            if joined {
                 owed.set(member);
             }
         }
@@ -134,6 +149,7 @@ impl Ledger {
         let list = &mut self.members[sender];
         list.open.push_back(Message {
             sent_ms: now_ms,
+            due,
             owed,
             got,
         });
@@ -177,8 +193,18 @@ impl Ledger {
             {
                 if let Some(message) = list.open.pop_front() {
                     list.first += 1;
-                    self.counts.lost += message.owed.missing(&message.got);
+                    message.judge(&mut self.counts);
                 }
+            }
+        }
+    }
+
+    /// Judges the rest: the run is over.
+    pub(crate) fn finish(&mut self) {
+        for list in &mut self.members {
+            list.first += list.open.len() as u64;
+            for message in list.open.drain(..) {
+                message.judge(&mut self.counts);
             }
         }
     }
@@ -192,6 +218,14 @@ impl Ledger {
     /// What became of the messages so far.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
+    }
+}
+
+impl Message {
+    fn judge(&self, counts: &mut Counts) {
+        let lost = self.owed.missing(&self.got);
+        counts.lost += lost;
+        counts.missed += self.due.missing(&self.got) - lost;
     }
 }
 
@@ -230,13 +264,11 @@ impl Bits {
             .sum()
     }
 
-    /// Takes out what is not in `other`; returns how many went.
-    fn keep_only(&mut self, other: &Self) -> u64 {
-        let gone = self.missing(other);
+    /// Takes out what is not in `other`.
+    fn keep_only(&mut self, other: &Self) {
         for (mine, theirs) in self.0.iter_mut().zip(&other.0) {
             *mine &= theirs;
         }
-        gone
     }
 }
 
@@ -265,6 +297,7 @@ mod tests {
             ledger.counts(),
             Counts {
                 sent: 1,
+                due: 2,
                 received: 2,
                 ..Counts::default()
             }
@@ -305,10 +338,20 @@ mod tests {
         ledger.settle(10_000);
         // To 2, and from 2 to 1. What 1 did not get from 0 is lost: both kept their connections.
         assert_eq!((ledger.counts().missed, ledger.counts().lost), (2, 1));
+        adds_up(&ledger);
+    }
+
+    fn adds_up(ledger: &Ledger) {
+        let counts = ledger.counts();
+        assert_eq!(
+            counts.due,
+            counts.received + counts.lost + counts.missed,
+            "{counts:?}"
+        );
     }
 
     #[test]
-    fn nothing_is_owed_to_who_is_away_or_has_just_come() {
+    fn what_is_sent_while_a_mate_is_away_or_has_just_come_is_missed_and_not_lost() {
         let mut ledger = team();
         ledger.disconnected(1);
         ledger.disconnected(2);
@@ -317,7 +360,25 @@ mod tests {
         assert_eq!(ledger.receive(2, 0, number), Arrival::Good);
         let _ = ledger.send(0, 1_400);
         ledger.settle(10_000);
-        assert_eq!((ledger.counts().lost, ledger.counts().received), (1, 1));
+        let counts = ledger.counts();
+        // 1 was away for both; 2 was there for the second and did not get it.
+        assert_eq!((counts.received, counts.lost, counts.missed), (1, 1, 2));
+        adds_up(&ledger);
+    }
+
+    #[test]
+    fn nothing_is_due_at_a_mate_that_has_not_come_yet_and_the_end_judges_all() {
+        let mut ledger = Ledger::new(3);
+        ledger.connected(0, 0);
+        ledger.connected(1, 0);
+        let number = ledger.send(0, 1_000);
+        assert_eq!(ledger.receive(1, 0, number), Arrival::Good);
+        ledger.disconnected(1);
+        let _ = ledger.send(0, 1_100);
+        ledger.finish();
+        let counts = ledger.counts();
+        assert_eq!((counts.due, counts.received, counts.missed), (2, 1, 1));
+        adds_up(&ledger);
     }
 
     #[test]

@@ -63,6 +63,8 @@ struct InterruptionReport {
 #[derive(Debug, Default, Serialize)]
 struct Messages {
     sent: u64,
+    /// Deliveries that these should have made: `received` + `lost` + `missed`.
+    due: u64,
     received: u64,
     lost: u64,
     missed: u64,
@@ -135,6 +137,7 @@ impl Report {
             interruptions_beyond: tally.interruptions_beyond(),
             messages: Messages {
                 sent: counts.sent,
+                due: counts.due,
                 received: counts.received,
                 lost: counts.lost,
                 missed: counts.missed,
@@ -258,11 +261,11 @@ impl Report {
             return String::new();
         }
         let mut text = format!(
-            "messages             {} sent, {} received, {} lost, {} doubled",
-            messages.sent, messages.received, messages.lost, messages.doubled
+            "messages             {} sent, {} due at mates: {} received, {} lost, {} missed while somebody was away",
+            messages.sent, messages.due, messages.received, messages.lost, messages.missed
         );
         for (number, what) in [
-            (messages.missed, "missed while somebody was away"),
+            (messages.doubled, "doubled"),
             (messages.late, "late"),
             (messages.echoed, "back to their sender"),
             (messages.crossed, "IN A WRONG TEAM"),
@@ -313,6 +316,7 @@ mod tests {
             interruptions_beyond: 0,
             messages: Messages {
                 sent: 10,
+                due: 10,
                 received: 9,
                 missed: 1,
                 ..Messages::default()
@@ -333,7 +337,7 @@ mod tests {
              gap after a loss      2  1.5  2.0  12.2  80.0\n\
              \nmoves without a gap  1\n\
              interruption         5.0 s into the run: 2 connections lost, all back in 400 ms\n\
-             messages             10 sent, 9 received, 0 lost, 0 doubled, 1 missed while somebody was away\n\
+             messages             10 sent, 10 due at mates: 9 received, 0 lost, 1 missed while somebody was away\n\
              \nwhat happened on the way:\n        2  lost: cut: connection reset\n"
         );
     }
