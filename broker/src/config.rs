@@ -46,6 +46,8 @@ pub struct Config {
     pub heartbeat_ms: u64,
     /// After how long without a connection an auto-created team is forgotten, in milliseconds.
     pub forget_ms: u64,
+    /// How long self-preservation lasts at most, in milliseconds.
+    pub preserve_ms: u64,
 }
 
 /// What an operator says of the store.
@@ -92,6 +94,7 @@ impl Config {
             lease_ms: 6_000,
             heartbeat_ms: 1_000,
             forget_ms: 600_000,
+            preserve_ms: 60_000,
         }
     }
 }

@@ -50,6 +50,16 @@ impl Figures {
         );
         let preserving = status.state == BrokerState::SelfPreservation;
         page.value("usher_self_preservation", &[], f64::from(u8::from(preserving)));
+        page.gauge(
+            "usher_self_preservation_ends_in_seconds",
+            "Seconds until self-preservation ends by itself; 0 while it is not on",
+        );
+        let ends_in_ms = status.self_preservation.map_or(0, |view| view.ends_in_ms);
+        page.value(
+            "usher_self_preservation_ends_in_seconds",
+            &[],
+            count(ends_in_ms) / 1_000.0,
+        );
         page.gauge("usher_term", "The broker's term, one more at each start");
         page.value("usher_term", &[], count(status.term.get()));
         page.text
@@ -183,6 +193,7 @@ mod tests {
             imbalance_ppm: 1_500_000,
             operations_running: 0,
             links_refused: std::collections::BTreeMap::new(),
+            self_preservation: None,
         }
     }
 

@@ -374,6 +374,7 @@ fn check(config: &Config) -> Result<(Settings, Origins), BrokerError> {
         heartbeat_ms: config.heartbeat_ms,
         forget_ms: config.forget_ms,
         max_teams: config.max_teams,
+        preserve_ms: config.preserve_ms,
         ..Settings::default()
     };
     settings.check()?;

@@ -5,7 +5,7 @@ use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use std::time::Duration;
-use usher_placement::{Notice, Pace};
+use usher_placement::{Notice, Pace, Preservation};
 use usher_shared::rest::Cause;
 
 use crate::refusals::{CODES, Refusals};
@@ -26,6 +26,7 @@ pub(crate) const CLOCK_PACE: &str = "usher_node_clock_pace_changes_total";
 pub(crate) const NODES_REFUSED: &str = "usher_nodes_refused_total";
 pub(crate) const UNPLACED: &str = "usher_unplaced_total";
 pub(crate) const OPERATIONS: &str = "usher_operations_total";
+pub(crate) const SELF_PRESERVATION: &str = "usher_self_preservation_changes_total";
 
 const CAUSES: [Cause; 7] = [
     Cause::Connect,
@@ -167,6 +168,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "Times that a team needed an owner and no node could take it, by what for"
     );
+    describe_counter!(
+        SELF_PRESERVATION,
+        Unit::Count,
+        "Times that self-preservation began or ended, and how"
+    );
     describe_counter!(OPERATIONS, Unit::Count, "Operations that began or ended, by kind");
     register();
 }
@@ -189,6 +195,9 @@ fn register() {
         for step in ["began", "ended"] {
             counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
         }
+    }
+    for change in ["begun", "recovered", "released", "expired"] {
+        counter!(SELF_PRESERVATION, "change" => change).increment(0);
     }
     for what in ["bound", "unknown", "order"] {
         counter!(BAD_MESSAGES, "what" => what).increment(0);
@@ -261,32 +270,9 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "ended").increment(1);
             tracing::info!(%operation, kind = kind.as_str(), detail, "operation ended");
         }
-        Notice::SelfPreservation {
-            on: true,
-            silent,
-            nodes,
-        } if refusals.lately().contains_key("unauthorized") => tracing::error!(
-            silent,
-            nodes,
-            "too many nodes fell silent at once, and links are refused for their token: the nodes live and cannot come \
-             in. Give nodes and broker the same token; do not release self-preservation"
-        ),
-        Notice::SelfPreservation {
-            on: true,
-            silent,
-            nodes,
-        } => tracing::error!(
-            silent,
-            nodes,
-            "too many nodes fell silent at once: nothing is re-assigned on silence alone; \
-             POST /v1/self-preservation/release once they are known to be dead"
-        ),
-        Notice::SelfPreservation {
-            on: false,
-            silent,
-            nodes,
-        } => {
-            tracing::info!(silent, nodes, "self-preservation is over");
+        Notice::SelfPreservation { change, silent, nodes } => {
+            counter!(SELF_PRESERVATION, "change" => change.as_str()).increment(1);
+            note_preservation(*change, *silent, *nodes, refusals);
         }
         Notice::GraceOver { reported, known } => tracing::info!(reported, known, "grace is over"),
         Notice::StoreRegressed { detail } => {
@@ -314,6 +300,33 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
         Notice::BadMessage { node, detail } => {
             counter!(BAD_MESSAGES, "what" => "order").increment(1);
             tracing::warn!(%node, detail, "bad message");
+        }
+    }
+}
+
+fn note_preservation(change: Preservation, silent: u32, nodes: u32, refusals: &Refusals) {
+    match change {
+        Preservation::Begun { for_ms } if refusals.lately().contains_key("unauthorized") => tracing::error!(
+            silent,
+            nodes,
+            ends_in_ms = for_ms,
+            "too many nodes fell silent at once, and links are refused for their token: the nodes live and cannot come \
+             in. Give nodes and broker the same token; do not release self-preservation"
+        ),
+        Preservation::Begun { for_ms } => tracing::error!(
+            silent,
+            nodes,
+            ends_in_ms = for_ms,
+            "too many nodes that hold teams fell silent at once: for that long none counts as dead for silence alone; \
+             POST /v1/self-preservation/release once they are known to be dead"
+        ),
+        Preservation::Expired => tracing::error!(
+            silent,
+            nodes,
+            "self-preservation is over by its bound in time: silent nodes count as dead, their teams move"
+        ),
+        Preservation::Recovered | Preservation::Released => {
+            tracing::info!(silent, nodes, how = change.as_str(), "self-preservation is over");
         }
     }
 }

@@ -103,6 +103,9 @@ pub(crate) struct BrokerSettings {
     /// When a team that a connect made is forgotten, after its last connection [default: 10m]
     #[arg(long, env = "USHER_BROKER_FORGET_AFTER", value_name = "DURATION")]
     pub(crate) forget_after: Option<HumanDuration>,
+    /// How long at most too many nodes that are silent at once keep their teams [default: 1m]
+    #[arg(long, env = "USHER_BROKER_SELF_PRESERVATION", value_name = "DURATION")]
+    pub(crate) self_preservation: Option<HumanDuration>,
     /// What to log, as in `info` or `info,usher_broker=debug` [default: info]
     #[arg(long, env = "USHER_LOG", value_name = "FILTER")]
     pub(crate) log: Option<LogFilter>,
@@ -198,6 +201,10 @@ fn configure(args: &BrokerArgs) -> anyhow::Result<(usher_broker::Config, BrokerS
     set(
         &mut config.forget_ms,
         settings.forget_after.map(HumanDuration::as_millis),
+    );
+    set(
+        &mut config.preserve_ms,
+        settings.self_preservation.map(HumanDuration::as_millis),
     );
     Ok((config, settings))
 }

@@ -31,12 +31,22 @@ pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode, Failure> {
 
 fn render(status: &StatusView) -> String {
     let state = match status.state {
-        BrokerState::Ready => "ready",
+        BrokerState::Ready => "ready".to_owned(),
         BrokerState::Grace => {
-            "in grace: lately started, owners change only on proof until the nodes have reported"
+            "in grace: lately started, owners change only on proof until the nodes have reported".to_owned()
         }
         BrokerState::SelfPreservation => {
-            "in self-preservation: too many nodes went silent at once, nothing moves on silence alone"
+            let how = status.self_preservation.map_or(String::new(), |view| {
+                format!(
+                    " ({} of {} that hold teams; ends by itself in {})",
+                    view.silent,
+                    view.nodes,
+                    for_people(view.ends_in_ms)
+                )
+            });
+            format!(
+                "in self-preservation: too many nodes went silent at once, nothing moves on silence alone{how}"
+            )
         }
     };
     let nodes: Vec<String> = status
@@ -114,6 +124,7 @@ mod tests {
             imbalance_ppm: 1_020_000,
             operations_running: 1,
             links_refused: BTreeMap::new(),
+            self_preservation: None,
         };
         assert_eq!(
             refused(&BTreeMap::from([("unauthorized".to_owned(), 12)])),

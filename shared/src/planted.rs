@@ -86,13 +86,15 @@ pub enum Bug {
     RevokedIsNotStopped,
     /// A claim of a higher epoch acts at once beside the owner that this run confirmed.
     AdoptedBesideOwner,
+    /// Self-preservation lasts as long as the silence.
+    PreservationNeverEnds,
     /// With an old store any claim is adopted under its own epoch, also one that was surpassed since.
     OldClaimAdopted,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -132,6 +134,7 @@ impl Bug {
         Self::WaitsForItself,
         Self::RevokedIsNotStopped,
         Self::AdoptedBesideOwner,
+        Self::PreservationNeverEnds,
         Self::OldClaimAdopted,
     ];
 }

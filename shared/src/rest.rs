@@ -561,6 +561,22 @@ pub struct StatusView {
     /// Links of nodes refused in the last minute or two, by code.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links_refused: BTreeMap<String, u64>,
+    /// Self-preservation, while it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_preservation: Option<SelfPreservationView>,
+}
+
+/// Self-preservation: too many nodes fell silent at once, and none counts as dead for silence alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfPreservationView {
+    /// Nodes that hold teams and are silent, or died of it lately.
+    pub silent: u32,
+    /// Nodes that hold teams.
+    pub nodes: u32,
+    /// For how many milliseconds it has been on, counted from when somebody was heard who could take teams.
+    pub since_ms: u64,
+    /// In how many milliseconds it ends by itself, and the silent nodes' teams move.
+    pub ends_in_ms: u64,
 }
 
 /// Whether the broker moves teams freely.

@@ -14,7 +14,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// States that are reached seldom, and that prove nothing while no seed comes to them.
-const RARE: [&str; 42] = [
+const RARE: [&str; 44] = [
     "a copy arrived late",
     "a restored broker was started once more",
     "a stale write was refused downstream",
@@ -27,6 +27,7 @@ const RARE: [&str; 42] = [
     "clock pace noticed",
     "cut off by peers",
     "death by a hint",
+    "death by a hint in self-preservation",
     "death by a new process",
     "death by silence",
     "death by the parent's word",
@@ -50,6 +51,7 @@ const RARE: [&str; 42] = [
     "own pause noticed",
     "resume used",
     "self-preservation entered",
+    "self-preservation expired",
     "self-preservation left",
     "self-preservation released",
     "store regressed by epoch",

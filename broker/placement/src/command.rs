@@ -314,13 +314,13 @@ pub enum Notice {
         /// How it ended, in words.
         detail: String,
     },
-    /// Too many nodes fell silent at once.
+    /// Too many nodes fell silent at once, or that is over.
     SelfPreservation {
-        /// Whether it begins.
-        on: bool,
-        /// Silent nodes.
+        /// Whether it begins, or how it ended.
+        change: Preservation,
+        /// Silent nodes that hold teams.
         silent: u32,
-        /// Nodes in all.
+        /// Nodes that hold teams.
         nodes: u32,
     },
     /// The grace after a start is over.
@@ -350,4 +350,33 @@ pub enum Notice {
         /// What.
         detail: String,
     },
+}
+
+/// How self-preservation began or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preservation {
+    /// It begins, and ends by itself after so long.
+    Begun {
+        /// Milliseconds.
+        for_ms: u64,
+    },
+    /// Enough nodes are heard again.
+    Recovered,
+    /// An operator ended it.
+    Released,
+    /// Its bound in time is over: silent nodes count as dead.
+    Expired,
+}
+
+impl Preservation {
+    /// The word used as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Begun { .. } => "begun",
+            Self::Recovered => "recovered",
+            Self::Released => "released",
+            Self::Expired => "expired",
+        }
+    }
 }

@@ -7,6 +7,7 @@ use usher_shared::link::ToNode;
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
+use crate::caution::Asked;
 use crate::choose::Decision;
 use crate::command::{Command, NodeEntry, Notice, Route};
 use crate::epochs::{Epochs, Reserve};
@@ -72,6 +73,8 @@ pub struct Core {
     pub(crate) choices: u64,
     pub(crate) versions: BTreeMap<String, u64>,
     pub(crate) mode: Mode,
+    /// Asks for teams of silent nodes, while too many are silent.
+    pub(crate) asked: Asked,
     /// From when on silence counts: what was not heard before may be this broker's own fault.
     pub(crate) patient_since: Timestamp,
     pub(crate) decisions: BTreeMap<TeamId, VecDeque<Decision>>,
@@ -134,6 +137,7 @@ impl Core {
             choices: 0,
             versions: BTreeMap::new(),
             mode,
+            asked: Asked::default(),
             patient_since: now,
             decisions: BTreeMap::new(),
             decision_order: VecDeque::new(),

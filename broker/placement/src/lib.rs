@@ -14,6 +14,7 @@
 //! | how busy is a node, and who is least busy? | `score` |
 //! | what may a client's or an operator's request do? | `request` |
 //! | is a node alive, and since when not? | `liveness` |
+//! | may silence be believed while much is silent at once? | `caution` |
 //! | who may have exclusive effects, and from when? | `activation` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | which team leaves next, and when is a drain done? | `drain` |
@@ -27,6 +28,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod caution;
 mod choose;
 mod command;
 mod core;
@@ -51,7 +53,7 @@ mod team;
 mod view;
 mod wishes;
 
-pub use command::{Answer, Command, NodeEntry, Notice, Refusal, Route};
+pub use command::{Answer, Command, NodeEntry, Notice, Preservation, Refusal, Route};
 pub use core::Core;
 pub use event::{Ask, Event, Knock, LinkId, ProbeOutcome, RequestId};
 pub use pace::Pace;

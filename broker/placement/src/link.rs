@@ -293,6 +293,7 @@ impl Core {
             teams: u32::try_from(teams).unwrap_or(u32::MAX),
         });
         self.tell_lonely_peers();
+        self.await_the_others(now);
         self.end_grace_early();
         self.place_waiting(now);
     }

@@ -2,10 +2,10 @@
 //!
 //! Three kinds of evidence. Proof: its parent reported the exit, or its name came back with a new
 //! process; acted on at once. A hint: its link closed and its probe address refuses; inbound teams
-//! move at once, exclusive effects wait for the lease. Silence: waits for the lease. Neither hint
-//! nor silence is acted on while too much of the pool is silent at once, or just after a start.
+//! move at once, exclusive effects wait for the lease. Silence: waits for the lease. Neither is
+//! acted on just after a start, and silence not while too much of the pool is silent at once ([`crate::caution`]).
 
-use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::BrokerState;
@@ -28,9 +28,14 @@ pub(crate) enum Mode {
         /// When it ends at the latest.
         until: Timestamp,
     },
-    /// On proof only: too many nodes fell silent at once, so it may be the broker that is cut off.
-    SelfPreservation,
-    /// An operator said that the silent nodes are dead indeed; until the pool is whole again.
+    /// Not on silence: too many nodes fell silent at once, so it may be the broker that is cut off.
+    SelfPreservation {
+        /// When it began, or when somebody was last heard who could take their teams.
+        since: Timestamp,
+        /// When it ends by itself.
+        until: Timestamp,
+    },
+    /// An operator, or the bound in time, said that the silent nodes are dead indeed; until the pool is whole again.
     Released,
 }
 
@@ -39,7 +44,7 @@ impl Core {
         match self.mode {
             Mode::Normal | Mode::Released => BrokerState::Ready,
             Mode::Grace { .. } => BrokerState::Grace,
-            Mode::SelfPreservation => BrokerState::SelfPreservation,
+            Mode::SelfPreservation { .. } => BrokerState::SelfPreservation,
         }
     }
 
@@ -69,7 +74,7 @@ impl Core {
     }
 
     /// Every node gets a whole lease from now on before its silence counts as death.
-    fn begin_patience_anew(&mut self, now: Timestamp) {
+    pub(crate) fn begin_patience_anew(&mut self, now: Timestamp) {
         self.patient_since = now;
         for node in self.nodes.values_mut() {
             if let Seen::Unlinked { hint, probe_at, .. } = &mut node.seen {
@@ -218,97 +223,27 @@ impl Core {
         for id in gone {
             self.forget_node(&id, now);
         }
-        let was_held = self.mode == Mode::SelfPreservation;
+        let was_held = self.is_preserving();
         self.weigh_silence(now);
-        if was_held || self.mode == Mode::SelfPreservation {
-            // Also when it has just ended: whose time was over has a new one.
+        if was_held && !self.is_preserving() {
+            // It has just ended: whose time was over has a new one.
             return;
         }
         for (id, evidence) in over {
+            if self.is_preserving() && !self.may_die_in_preservation(&id) {
+                continue;
+            }
             self.node_died(&id, Proof::Presumed, evidence, now);
             // Each death without proof counts against the next.
             self.weigh_silence(now);
-            if self.mode == Mode::SelfPreservation {
-                break;
-            }
         }
     }
 
-    /// Begins or ends self-preservation by how much of the pool is silent.
-    fn weigh_silence(&mut self, now: Timestamp) {
-        let (silent, total) = self.count_silent(now);
-        let too_many = self.too_many(&silent, total);
-        let count = u32::try_from(silent.len()).unwrap_or(u32::MAX);
-        let on = match (self.mode, too_many) {
-            (Mode::Normal, true) => true,
-            (Mode::SelfPreservation, false) => false,
-            (Mode::Released, _) if silent.is_empty() => {
-                self.mode = Mode::Normal;
-                return;
-            }
-            _ => return,
-        };
-        self.mode = if on { Mode::SelfPreservation } else { Mode::Normal };
-        if !on {
-            // Some are back, so the others may be on their way: what cut them all off has ended.
-            self.begin_patience_anew(now);
-        }
-        self.notice(Notice::SelfPreservation {
-            on,
-            silent: count,
-            nodes: total,
-        });
-    }
-
-    /// The zones of the nodes that are silent, or died without proof within two leases; and how many
-    /// nodes there are beside.
-    fn count_silent(&self, now: Timestamp) -> (Vec<Option<&Label>>, u32) {
-        let mut silent = Vec::new();
-        let mut total: u32 = 0;
-        let window = 2 * self.settings.lease_ms;
-        for node in self.nodes.values() {
-            let counts = match &node.seen {
-                Seen::Dead {
-                    proof: Proof::Proven, ..
-                } => continue,
-                Seen::Dead { since, .. } if now.since(*since) > window => continue,
-                Seen::Linked {
-                    silence: Silence::Heard,
-                    ..
-                } => false,
-                // A process that is on its way back has shown that it lives.
-                Seen::Joining { heard, .. } => now.since(*heard) > 2 * self.settings.heartbeat_ms,
-                _ => true,
-            };
-            total += 1;
-            if counts {
-                silent.push(node.hello.zone.as_ref());
-            }
-        }
-        (silent, total)
-    }
-
-    fn too_many(&self, silent: &[Option<&Label>], total: u32) -> bool {
-        let one_zone = silent
-            .first()
-            .is_some_and(|zone| zone.is_some() && silent.iter().all(|other| other == zone));
-        let share = silent.len() as u64 * 1_000_000 > self.settings.silent_share_ppm * u64::from(total);
-        silent.len() > 1 && share && !one_zone && !planted::is(Bug::NoSelfPreservation)
-    }
-
-    /// An operator says that the silent nodes are dead indeed.
-    pub(crate) fn release(&mut self, now: Timestamp) {
-        if self.mode == Mode::SelfPreservation {
-            let (silent, nodes) = self.count_silent(now);
-            let silent = u32::try_from(silent.len()).unwrap_or(u32::MAX);
-            self.mode = Mode::Released;
-            self.notice(Notice::SelfPreservation {
-                on: false,
-                silent,
-                nodes,
-            });
-            self.watch_nodes(now);
-        }
+    /// A refusal is more than silence. It is believed even while too many are silent, as long as somebody is
+    /// heard who can take the teams: with nobody left a route that may still work is better than none.
+    fn may_die_in_preservation(&self, id: &NodeId) -> bool {
+        let refusing = self.nodes.get(id).is_some_and(Node::is_refusing);
+        refusing && !self.index.order.is_empty()
     }
 
     /// Whether a process can have no exclusive effects any more, whatever it thinks itself.
@@ -377,6 +312,7 @@ impl Core {
 impl Node {
     /// When this process counts as dead from now on.
     pub(crate) fn die(&mut self, proof: Proof, now: Timestamp) {
+        self.had_teams = !self.teams.is_empty();
         self.seen = Seen::Dead {
             heard: self.heard(),
             since: now,

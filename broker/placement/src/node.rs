@@ -174,6 +174,8 @@ pub(crate) struct Node {
     pub(crate) last_chosen: u64,
     /// In which order its version was first seen.
     pub(crate) version_rank: u64,
+    /// Whether it owned a team when it died.
+    pub(crate) had_teams: bool,
     /// Its place in the index, while it has one.
     pub(crate) key: Option<Score>,
 }
@@ -200,6 +202,7 @@ impl Node {
             pool_placed_before: 0,
             last_chosen: 0,
             version_rank,
+            had_teams: false,
             key: None,
         }
     }

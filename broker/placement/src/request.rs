@@ -71,11 +71,12 @@ impl Core {
     }
 
     /// A team stays where it is, unless its node is being emptied, or is silent and its client has
-    /// been there and come back.
+    /// been there and come back, or is asked for again and again.
     fn move_for_client(&mut self, id: &TeamId, owner: &Owner, knock: Option<&Knock>, now: Timestamp) {
         if !self.may_change_owners() {
             return;
         }
+        let asked = self.asked_in_vain(id, &owner.node, now);
         let Some(node) = self.nodes.get(&owner.node) else {
             return;
         };
@@ -102,7 +103,7 @@ impl Core {
                     self.move_now(id, Cause::Drain, Some(&operation), now);
                 }
             }
-            _ if silent && knocked => {
+            _ if silent && (knocked || asked) => {
                 self.move_now(id, Cause::Knock, None, now);
             }
             _ => {}

@@ -56,6 +56,10 @@ pub struct Settings {
     pub wall_skew_ms: u64,
     /// Part of the nodes that may be silent at once before self-preservation, in parts per million.
     pub silent_share_ppm: u64,
+    /// How long self-preservation lasts at most. What cuts a broker off from a third of its nodes and not from
+    /// the rest is over within a minute, or it is they who are gone; by then every silent node has
+    /// outlived its lease nine times, and the cost of being wrong is a reconnect.
+    pub preserve_ms: u64,
     /// Connections a second moved to each ready target, unless an operation says otherwise.
     pub rate_per_target: u64,
     /// How long a moved team's connections may take to leave at their slot, on top of the slot.
@@ -94,6 +98,7 @@ impl Default for Settings {
             young_floor: 16,
             wall_skew_ms: 5_000,
             silent_share_ppm: 300_000,
+            preserve_ms: 60_000,
             rate_per_target: 200,
             leave_ms: 10_000,
             prepare_ms: 3_000,
@@ -168,6 +173,12 @@ impl Settings {
             });
         }
         Ok(())
+    }
+
+    /// How long self-preservation lasts at most; never less than a silent node's lease.
+    #[must_use]
+    pub fn preserve_ms(&self) -> u64 {
+        self.preserve_ms.max(self.dead_after_ms(self.lease_ms))
     }
 
     /// How long after it was last heard a node with this lease counts as dead, and how long the

@@ -206,6 +206,7 @@ impl Core {
             imbalance_ppm: self.imbalance_ppm(),
             operations_running: u32::try_from(running).unwrap_or(u32::MAX),
             links_refused: BTreeMap::new(),
+            self_preservation: self.preservation(now),
         }
     }
 

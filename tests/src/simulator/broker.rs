@@ -107,6 +107,7 @@ impl World {
             forget_ms: self.plan.forget_ms,
             decisions: 100,
             operations: 10,
+            preserve_ms: 2 * self.next_lease_ms,
             ..Settings::default()
         };
         if let Err(error) = settings.check() {
@@ -173,7 +174,11 @@ impl World {
                         broker.core.handle_deadline(now);
                     }
                 }
-                return self.pump(which);
+                self.pump(which);
+                if which == Which::Main {
+                    self.check_caution_ends();
+                }
+                return;
             }
             ForBroker::StoreDone { batch, kept } => return self.store_done(which, batch, kept),
             ForBroker::Stalled { batch } => return self.stalled(which, batch),

@@ -1,7 +1,7 @@
 //! Does the broker decide by what it has been told? Each of its commands is held against the
 //! [mirror](super::mirror) and the [truth](super::truth).
 
-use usher_placement::{Command, LinkId, Notice, Record};
+use usher_placement::{Command, LinkId, Notice, Preservation, Record};
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{HoldState, ToNode};
 use usher_shared::rest::{Cause, Gate};
@@ -82,19 +82,14 @@ impl World {
                 }
                 self.check_assigned(team, node, *cause, *last_resort);
             }
-            Notice::SelfPreservation { on, silent, .. } => {
-                self.mirror.preserving = *on;
-                if *on {
-                    self.mirror.released = false;
-                    self.count("self-preservation entered");
-                } else if self.mirror.released && self.mirror.event == EventKind::Request {
-                    self.count("self-preservation released");
-                } else {
-                    self.count("self-preservation left");
-                }
-                if *silent == 0 {
-                    self.mirror.released = false;
-                }
+            Notice::SelfPreservation { change, .. } => {
+                self.mirror_preserves(*change);
+                self.count(match change {
+                    Preservation::Begun { .. } => "self-preservation entered",
+                    Preservation::Recovered => "self-preservation left",
+                    Preservation::Released => "self-preservation released",
+                    Preservation::Expired => "self-preservation expired",
+                });
             }
             Notice::GraceOver { reported, known } => {
                 self.count(if reported < known {
@@ -165,6 +160,7 @@ impl World {
             && let Some(known) = self.mirror.nodes.get_mut(node)
         {
             known.dead = Some((now, proven));
+            known.held = teams > 0;
             known.reported = false;
             if let Some(link) = known.link.take() {
                 self.mirror.links.remove(&link);
@@ -203,29 +199,7 @@ impl World {
             ));
         }
         self.check_fenced_when_dead(node, &known, hinted);
-        let window = 2 * lease_ms;
-        let (mut zones, mut total) = (Vec::new(), 0_u64);
-        for (id, other) in &self.mirror.nodes {
-            let silent = match other.dead {
-                _ if id == node => true,
-                Some((_, true)) => continue,
-                Some((since, false)) if now.since(since) > window => continue,
-                Some(_) => true,
-                None => other.silent || now.since(other.heard) > 2 * self.plan.heartbeat_ms,
-            };
-            total += 1;
-            if silent {
-                zones.push(other.zone.clone());
-            }
-        }
-        let one_zone = zones.iter().all(|zone| zone.is_some() && *zone == zones[0]);
-        if zones.len() > 1 && zones.len() as u64 * 10 > total * 3 && !one_zone && !self.mirror.released {
-            self.fail(format!(
-                "S17: {node} counts as dead without proof ({evidence}) while {} of {total} nodes are silent: {}",
-                zones.len(),
-                self.mirror.in_words(now)
-            ));
-        }
+        self.check_not_too_many(node, evidence, now);
     }
 
     fn check_assigned(&mut self, team: &TeamId, node: &NodeId, cause: Cause, last_resort: Option<Gate>) {

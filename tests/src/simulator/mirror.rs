@@ -6,6 +6,7 @@ use usher_shared::id::{BrokerId, Incarnation, Label, NodeId, TeamId};
 use usher_shared::quantity::{Epoch, Timestamp};
 
 use super::broker::BrokerTime;
+use super::caution::Caution;
 use super::disk::Contents;
 use super::world::World;
 
@@ -25,7 +26,7 @@ pub(super) struct Mirror {
     last_event: Timestamp,
     /// When the broker last woke from a long pause of its own.
     pub(super) woke: Option<Timestamp>,
-    pub(super) released: bool,
+    pub(super) caution: Caution,
     /// In this event: what it was, and whether it is evidence of death.
     pub(super) event: EventKind,
     /// Teams whose last activation waits, and what was sent.
@@ -69,6 +70,8 @@ pub(super) struct Known {
     /// Its link closed, or heartbeats were missed.
     pub(super) silent: bool,
     pub(super) dead: Option<(Timestamp, bool)>,
+    /// Whether it owned a team when it died.
+    pub(super) held: bool,
     pub(super) connections: u32,
     pub(super) teams: u32,
     seq: u64,
@@ -128,6 +131,7 @@ impl World {
             zone: record.hello.zone.clone(),
             silent: true,
             dead: None,
+            held: false,
             connections: 0,
             teams: 0,
             seq: 0,
@@ -226,6 +230,7 @@ impl World {
                     zone: hello.zone.clone(),
                     silent: false,
                     dead: None,
+                    held: false,
                     connections: same.map_or(0, |known| known.connections),
                     teams: same.map_or(0, |known| known.teams),
                     seq: 0,
@@ -285,12 +290,7 @@ impl World {
                     }
                 }
             }
-            Event::Request { ask, .. } => {
-                mirror.event = EventKind::Request;
-                if matches!(ask, usher_placement::Ask::Release) && mirror.preserving {
-                    mirror.released = true;
-                }
-            }
+            Event::Request { .. } => mirror.event = EventKind::Request,
             _ => {}
         }
     }

@@ -17,13 +17,14 @@
 //! | what goes wrong? | `faults`, `standstill`, `forgery` |
 //! | what do exclusive effects reach? | `registers` |
 //! | what is promised of epochs and records? | `truth` |
-//! | what has the broker been told, and does it decide by that? | `mirror`, `judge` |
+//! | what has the broker been told, and does it decide by that? | `mirror`, `judge`, `caution` |
 //! | what must hold of nodes after every step? | `safety` |
 //! | what must come about in the end? | `liveness` |
 
 mod agenda;
 mod broker;
 mod broker_work;
+mod caution;
 mod client;
 mod clock;
 mod dice;
