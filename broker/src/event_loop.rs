@@ -22,6 +22,7 @@ use crate::probe::Prober;
 use crate::routes::RouteTable;
 use crate::store::{Store, StoreError};
 use crate::telemetry;
+use crate::url_probe::UrlProber;
 use usher_placement::pipeline::{Effect, Pace, Pipeline};
 
 /// Inputs taken in before commands are carried out: enough to share one flush of the store, few
@@ -42,6 +43,8 @@ const RETRY_MS: u64 = 1_000;
 const STALLED_MS: u64 = 1_000;
 /// A store that is at one batch for so long counts as failing: clients are told so, and not only to wait.
 const STUCK_MS: u64 = 5_000;
+/// How often the core is told which tickets were given.
+const GIVEN_MS: u64 = 1_000;
 /// How long a stop waits for the last batch.
 const LAST_BATCH: Duration = Duration::from_secs(5);
 
@@ -89,6 +92,7 @@ struct EventLoop {
     pipeline: Pipeline<Reply>,
     outlets: Outlets,
     prober: Prober,
+    url_prober: UrlProber,
     /// By the number each request was given here; every one is answered once and then gone.
     pending: HashMap<RequestId, Pending>,
     last_request: u64,
@@ -98,6 +102,8 @@ struct EventLoop {
     /// A batch that failed, and when to try it again.
     failed: Option<(Vec<Record>, Timestamp)>,
     ready: Vec<Effect<Reply>>,
+    /// When the core was last told which tickets were given.
+    told_given: Timestamp,
 }
 
 /// Starts the loop's thread and the store's. Returns once the core's first commands (the routes
@@ -121,12 +127,14 @@ pub(crate) async fn start(parts: Parts) -> std::io::Result<(CoreHandle, std::thr
         pipeline: Pipeline::default(),
         outlets: Outlets::default(),
         prober: Prober::new(handle.clone(), tokio::runtime::Handle::current()),
+        url_prober: UrlProber::new(handle.clone(), tokio::runtime::Handle::current()),
         pending: HashMap::new(),
         last_request: 0,
         to_store,
         handed_over: None,
         failed: None,
         ready: Vec::new(),
+        told_given: clock::boottime(),
     };
     let (settled, first_commands) = tokio::sync::oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -217,6 +225,7 @@ impl EventLoop {
                 };
                 self.take_request(request, now);
             }
+            self.tell_given(now);
             if self.core.next_deadline() <= now {
                 self.core.handle_deadline(now);
             }
@@ -239,6 +248,24 @@ impl EventLoop {
             }
         }
         at
+    }
+
+    /// Tells the core once a second which tickets were given: the hot path only counts them.
+    fn tell_given(&mut self, now: Timestamp) {
+        let over_ms = now.since(self.told_given);
+        if over_ms < GIVEN_MS {
+            return;
+        }
+        self.told_given = now;
+        for (node, given) in self.routes.take_given() {
+            let sent = Event::Sent {
+                node,
+                tickets: given.tickets,
+                teams: given.teams,
+                over_ms,
+            };
+            self.core.handle(sent, now);
+        }
     }
 
     fn take(&mut self, input: Input, now: Timestamp) {
@@ -414,6 +441,11 @@ impl EventLoop {
                 incarnation,
                 address,
             } => self.prober.probe(node, incarnation, address),
+            Command::ProbeUrl {
+                node,
+                incarnation,
+                url,
+            } => self.url_prober.look(node, incarnation, &url),
             Command::Notice(notice) => telemetry::note(&notice, self.vitals.refusals()),
             // `poll_commands` turned both into something else.
             Command::Write(_) | Command::Answer { .. } => {}

@@ -6,7 +6,7 @@ use std::fmt::{Display, Write as _};
 use usher_placement::Core;
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{
-    BrokerState, NodeState, NodeView, OperationKind, OperationState, OperationView, StatusView,
+    BrokerState, Gate, NodeState, NodeView, OperationKind, OperationState, OperationView, StatusView,
 };
 
 const PPM: f64 = 1_000_000.0;
@@ -33,6 +33,7 @@ impl Figures {
     pub(crate) fn render(&self) -> String {
         let mut page = Page::default();
         self.render_nodes(&mut page);
+        self.render_trust(&mut page);
         self.render_operations(&mut page);
         let status = &self.status;
         page.gauge("usher_teams", "Teams in all");
@@ -83,7 +84,7 @@ impl Figures {
             }
         }
         type Figure = fn(&NodeView) -> f64;
-        let figures: [(&str, &str, Figure); 6] = [
+        let figures: [(&str, &str, Figure); 9] = [
             ("usher_node_teams", "Teams that a node owns", |node| {
                 f64::from(node.teams)
             }),
@@ -112,11 +113,43 @@ impl Figures {
                 "Seconds since a node's last heartbeat",
                 |node| count(node.heartbeat_age_ms) / 1_000.0,
             ),
+            (
+                "usher_node_tickets_sent",
+                "Tickets given for this process of the node since the broker met it",
+                |node| count(node.sent),
+            ),
+            (
+                "usher_node_tickets_arrived",
+                "Tickets shown at the node's door since it started, as it counts them",
+                |node| count(node.arrived.unwrap_or(0)),
+            ),
+            (
+                "usher_node_url_shared",
+                "1 while another live node announces the same URL to clients",
+                |node| f64::from(u8::from(node.same_url.is_some())),
+            ),
         ];
         for (name, help, figure) in figures {
             page.gauge(name, help);
             for node in &self.nodes {
                 page.value(name, &[("node", node.node.as_str())], figure(node));
+            }
+        }
+    }
+
+    fn render_trust(&self, page: &mut Page) {
+        page.gauge(
+            "usher_node_distrusted",
+            "1 while a node that is heard is kept back, by why",
+        );
+        for node in &self.nodes {
+            for (word, gate) in [("unreachable", Gate::Unreachable), ("crashing", Gate::Crashing)] {
+                let is_it = node
+                    .distrust
+                    .as_ref()
+                    .is_some_and(|distrust| distrust.gate == gate);
+                let labels = [("node", node.node.as_str()), ("gate", word)];
+                page.value("usher_node_distrusted", &labels, f64::from(u8::from(is_it)));
             }
         }
     }

@@ -33,6 +33,7 @@ mod refusals;
 pub mod routes;
 pub mod store;
 mod telemetry;
+mod url_probe;
 
 pub use config::{Config, MasterKeyIs, StoreIs};
 pub use error::BrokerError;

@@ -193,10 +193,8 @@ impl Redirector {
             && let Some(reach) = route.slot.reach()
             && reach.direct
             && !returning.as_ref().is_some_and(|returning| {
-                // The client comes from exactly where the table would send it: ask the core.
-                returning.knock.node == route.slot.node
-                    && returning.knock.incarnation == reach.incarnation
-                    && returning.knock.epoch == route.epoch
+                // The client comes from where the table would send it, under whatever epoch: ask the core.
+                returning.knock.node == route.slot.node && returning.knock.incarnation == reach.incarnation
             })
         {
             let place = Place {
@@ -339,6 +337,9 @@ impl Visit {
             from: self.from,
             scope: self.scope,
         };
+        if self.scope == Scope::Connect {
+            redirector.routes.gave(&place.slot, team);
+        }
         let ticket = ticket::sign(&claims, redirector.keys.current_kid(), &place.slot.key);
         let mut rest = String::with_capacity(ticket.len() + self.passed.len() + 256);
         place.reach.write(team, &mut rest);

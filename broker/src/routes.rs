@@ -6,7 +6,9 @@
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use usher_placement::{NodeEntry, Route};
 use usher_shared::id::{Incarnation, NodeId, TeamId};
 use usher_shared::quantity::Epoch;
@@ -24,6 +26,8 @@ pub struct RouteTable {
     keys: Arc<Keyring>,
     nodes: DashMap<NodeId, Arc<NodeSlot>>,
     teams: DashMap<TeamId, TeamRoute>,
+    /// Which bit stands for a team. Its key is drawn at the start, so that no client can make up teams that share one.
+    sketch: RandomState,
 }
 
 /// Where one team is.
@@ -43,6 +47,19 @@ pub struct NodeSlot {
     /// The key of its tickets, under the newest kid.
     pub key: Key,
     reach: RwLock<Option<Arc<Reach>>>,
+    /// Tickets given for it since they were last taken.
+    tickets: AtomicU64,
+    /// For which teams: a bit for each.
+    teams: AtomicU64,
+}
+
+/// Tickets that were given for one node, and a bit for each of their teams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// How many tickets.
+    pub tickets: u64,
+    /// For which teams, as a sketch.
+    pub teams: u64,
 }
 
 /// How a node is reached, cut up so that a URL is put together without searching.
@@ -63,6 +80,21 @@ impl NodeSlot {
     #[must_use]
     pub fn reach(&self) -> Option<Arc<Reach>> {
         self.reach.read().clone()
+    }
+
+    /// A ticket was given for it. Two atomic steps, the second only for a team not seen since the last look.
+    pub(crate) fn gave(&self, team_bit: u64) {
+        self.tickets.fetch_add(1, Ordering::Relaxed);
+        if self.teams.load(Ordering::Relaxed) & team_bit == 0 {
+            self.teams.fetch_or(team_bit, Ordering::Relaxed);
+        }
+    }
+
+    fn take_given(&self) -> Given {
+        Given {
+            tickets: self.tickets.swap(0, Ordering::Relaxed),
+            teams: self.teams.swap(0, Ordering::Relaxed),
+        }
     }
 }
 
@@ -101,7 +133,23 @@ impl RouteTable {
             keys,
             nodes: DashMap::new(),
             teams: DashMap::new(),
+            sketch: RandomState::new(),
         }
+    }
+
+    /// Counts a ticket for `team` at a node's slot.
+    pub fn gave(&self, slot: &NodeSlot, team: &TeamId) {
+        slot.gave(1 << (self.sketch.hash_one(team) % 64));
+    }
+
+    /// The tickets given since the last call, by node; nodes without any are left out.
+    #[must_use]
+    pub fn take_given(&self) -> Vec<(NodeId, Given)> {
+        self.nodes
+            .iter()
+            .map(|slot| (slot.node.clone(), slot.take_given()))
+            .filter(|(_, given)| given.tickets > 0)
+            .collect()
     }
 
     /// Where `team` is, if the core has published it.
@@ -152,6 +200,8 @@ impl RouteTable {
                 node: node.clone(),
                 key: self.keys.current_key(node),
                 reach: RwLock::new(None),
+                tickets: AtomicU64::new(0),
+                teams: AtomicU64::new(0),
             })
         });
         Arc::clone(&slot)
@@ -206,6 +256,26 @@ mod tests {
         let slot = table.node(&node).unwrap();
         slot.reach().unwrap().write(&"T1".parse().unwrap(), &mut url);
         assert_eq!(url, "//n1.example/T1/x/T1");
+    }
+
+    #[test]
+    fn tickets_are_counted_by_node_and_their_teams_told_apart() {
+        let table = table();
+        let node: NodeId = "n1".parse().unwrap();
+        table.set_node(&node, Some(&entry(1)));
+        let slot = table.node(&node).unwrap();
+        for _ in 0..3 {
+            table.gave(&slot, &"T1".parse().unwrap());
+        }
+        let given = table.take_given();
+        assert_eq!(given.len(), 1);
+        assert_eq!((given[0].1.tickets, given[0].1.teams.count_ones()), (3, 1));
+        assert!(table.take_given().is_empty());
+        for serial in 0..500 {
+            table.gave(&slot, &format!("t{serial}").parse().unwrap());
+        }
+        let many = table.take_given()[0].1;
+        assert!(many.tickets == 500 && many.teams.count_ones() > 50, "{many:?}");
     }
 
     #[test]

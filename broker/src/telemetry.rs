@@ -5,7 +5,7 @@ use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use std::time::Duration;
-use usher_placement::{Notice, Pace, Preservation};
+use usher_placement::{Notice, Pace, Preservation, TrustChange};
 use usher_shared::rest::Cause;
 
 use crate::refusals::{CODES, Refusals};
@@ -26,6 +26,9 @@ pub(crate) const CLOCK_PACE: &str = "usher_node_clock_pace_changes_total";
 pub(crate) const NODES_REFUSED: &str = "usher_nodes_refused_total";
 pub(crate) const UNPLACED: &str = "usher_unplaced_total";
 pub(crate) const OPERATIONS: &str = "usher_operations_total";
+pub(crate) const TRUST: &str = "usher_node_trust_changes_total";
+pub(crate) const URL_FAILURES: &str = "usher_node_url_failures_total";
+pub(crate) const URLS_SHARED: &str = "usher_node_urls_shared_total";
 pub(crate) const SELF_PRESERVATION: &str = "usher_self_preservation_changes_total";
 
 const CAUSES: [Cause; 7] = [
@@ -169,6 +172,22 @@ pub(crate) fn describe() {
         "Times that a team needed an owner and no node could take it, by what for"
     );
     describe_counter!(
+        TRUST,
+        Unit::Count,
+        "Times that a node was kept back because no client gets there or it dies again and again, was tried again, or \
+         trusted again"
+    );
+    describe_counter!(
+        URL_FAILURES,
+        Unit::Count,
+        "Times that nothing began to answer the broker at the URL that a node announces to clients"
+    );
+    describe_counter!(
+        URLS_SHARED,
+        Unit::Count,
+        "Times that a node joined with the URL of another live node"
+    );
+    describe_counter!(
         SELF_PRESERVATION,
         Unit::Count,
         "Times that self-preservation began or ended, and how"
@@ -196,6 +215,11 @@ fn register() {
             counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
         }
     }
+    for change in ["unreachable", "crashing", "on_trial", "trusted"] {
+        counter!(TRUST, "change" => change).increment(0);
+    }
+    counter!(URL_FAILURES).increment(0);
+    counter!(URLS_SHARED).increment(0);
     for change in ["begun", "recovered", "released", "expired"] {
         counter!(SELF_PRESERVATION, "change" => change).increment(0);
     }
@@ -270,7 +294,11 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "ended").increment(1);
             tracing::info!(%operation, kind = kind.as_str(), detail, "operation ended");
         }
-        Notice::SelfPreservation { change, silent, nodes } => {
+        Notice::SelfPreservation {
+            change,
+            silent,
+            nodes,
+        } => {
             counter!(SELF_PRESERVATION, "change" => change.as_str()).increment(1);
             note_preservation(*change, *silent, *nodes, refusals);
         }
@@ -296,6 +324,30 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
                      percent: it gets no new teams. Mend its clock, or drain it"
                 ),
             }
+        }
+        Notice::Trust { node, change } => note_trust(node, change),
+        Notice::UrlProbed { node, url, failed } => match failed {
+            Some(error) => {
+                counter!(URL_FAILURES).increment(1);
+                tracing::warn!(
+                    %node,
+                    url,
+                    error,
+                    "nothing answers this broker at the URL that the node announces to clients; if clients reach it from \
+                     elsewhere all is well, otherwise set the node's --url"
+                );
+            }
+            None => tracing::info!(%node, url, "something answers at the node's URL"),
+        },
+        Notice::UrlShared { node, other, url } => {
+            counter!(URLS_SHARED).increment(1);
+            tracing::error!(
+                %node,
+                %other,
+                url,
+                "two live nodes announce one URL to clients: they cannot both be right; give each its own --url, or \
+                 put {{node}} into it"
+            );
         }
         Notice::BadMessage { node, detail } => {
             counter!(BAD_MESSAGES, "what" => "order").increment(1);
@@ -331,6 +383,27 @@ fn note_preservation(change: Preservation, silent: u32, nodes: u32, refusals: &R
     }
 }
 
+fn note_trust(node: &usher_shared::id::NodeId, change: &TrustChange) {
+    counter!(TRUST, "change" => change.as_str()).increment(1);
+    match change {
+        TrustChange::Distrusted { why, for_ms } => tracing::error!(
+            %node,
+            why,
+            again_in_ms = for_ms,
+            "no client gets to this node although it is heard: new teams go elsewhere, and its teams follow their clients. \
+             Look at its --url, firewalls and TLS"
+        ),
+        TrustChange::OnTrial => tracing::info!(%node, "a few teams try this node again"),
+        TrustChange::Trusted => tracing::info!(%node, "clients get to this node again"),
+        TrustChange::Crashing { deaths, for_ms } => tracing::error!(
+            %node,
+            deaths,
+            again_in_ms = for_ms,
+            "this node dies again and again: new teams go elsewhere for a while"
+        ),
+    }
+}
+
 /// The gate's word in JSON, which is what operators know it by.
 fn gate_name(gate: usher_shared::rest::Gate) -> &'static str {
     use usher_shared::rest::Gate;
@@ -338,7 +411,9 @@ fn gate_name(gate: usher_shared::rest::Gate) -> &'static str {
         Gate::Young => "young",
         Gate::CpuCeiling => "cpu_ceiling",
         Gate::Pressure => "pressure",
-        // Only the three above are last resorts.
+        Gate::Unreachable => "unreachable",
+        Gate::Crashing => "crashing",
+        // Only those above are last resorts.
         _ => "other",
     }
 }

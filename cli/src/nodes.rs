@@ -1,6 +1,7 @@
 //! `usher nodes`: who is in the pool and how busy each is.
 
 use clap::Args;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use usher_shared::id::NodeId;
 use usher_shared::rest::{Gate, NodeView, NodesView};
@@ -75,7 +76,35 @@ fn render(view: &NodesView) -> String {
             node.url.clone(),
         ]
     });
-    table::render(&COLUMNS, rows)
+    let mut text = table::render(&COLUMNS, rows);
+    for node in &view.nodes {
+        text.push_str(&doubts(node));
+    }
+    text
+}
+
+/// What speaks against a node that is heard well, a line each.
+fn doubts(node: &NodeView) -> String {
+    let mut text = String::new();
+    if let Some(distrust) = &node.distrust {
+        let again = match distrust.again_in_ms {
+            0 => "being tried again".to_owned(),
+            millis => format!("tried again in {}", for_people(millis)),
+        };
+        let since = for_people(distrust.since_ms);
+        let _ = writeln!(text, "{}: for {since}: {}; {again}", node.node, distrust.why);
+    }
+    if let Some(other) = &node.same_url {
+        let _ = writeln!(
+            text,
+            "{}: announces the same URL as {other}; they cannot both be right",
+            node.node
+        );
+    }
+    if node.url_answers == Some(false) {
+        let _ = writeln!(text, "{}: nothing answers the broker at {}", node.node, node.url);
+    }
+    text
 }
 
 fn state(node: &NodeView) -> String {
@@ -111,6 +140,8 @@ pub(crate) const fn words(gate: Gate) -> &'static str {
         Gate::Young => "young, had twice its share",
         Gate::CpuCeiling => "CPU over the ceiling",
         Gate::Pressure => "machine under pressure",
+        Gate::Unreachable => "no client gets there",
+        Gate::Crashing => "dies again and again",
     }
 }
 
@@ -161,6 +192,11 @@ pub(crate) mod tests {
             gates: Vec::new(),
             heartbeat_age_ms: 412,
             operation: None,
+            sent: 0,
+            arrived: None,
+            url_answers: None,
+            same_url: None,
+            distrust: None,
         }
     }
 

@@ -85,7 +85,7 @@ fn cause(decision: &DecisionView) -> String {
         Cause::Failover => from("died"),
         Cause::Drain => from("is being emptied"),
         Cause::Shed => from("gives teams away"),
-        Cause::Knock => from("went silent and a client asked again"),
+        Cause::Knock => from("was silent or out of reach and a client asked again"),
         Cause::Adopted => "the node itself reported it".to_owned(),
     }
 }

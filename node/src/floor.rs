@@ -6,7 +6,7 @@
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot, watch};
@@ -59,6 +59,10 @@ pub(crate) struct Floor {
     pub(crate) bug: OnceLock<&'static str>,
     /// What this process signs its `resume` tickets with.
     resume_key: Key,
+    /// Genuine tickets that were shown at the door.
+    pub(crate) shown: AtomicU64,
+    /// When a client was last heard, by CLOCK_BOOTTIME; 0: never.
+    pub(crate) client_heard: AtomicU64,
     pub(crate) state: Mutex<State>,
 }
 
@@ -144,6 +148,8 @@ impl Floor {
             watchdog: Arc::new(Watchdog::default()),
             bug: OnceLock::new(),
             resume_key: Key::from_bytes(rand::random()),
+            shown: AtomicU64::new(0),
+            client_heard: AtomicU64::new(0),
             state: Mutex::new(State {
                 mandate: Mandate::new(on_lapse),
                 ..State::default()
@@ -168,11 +174,14 @@ impl Floor {
         match ticket::verify(text, wall_ms() / 1000, key) {
             // Each key is good for its own kind of ticket.
             Ok((claims, _)) if own != (claims.scope == Scope::Resume) => Err(Refusal::NotGenuine),
-            Ok((claims, age)) => Ok(Knock {
-                team: team.clone(),
-                claims,
-                age,
-            }),
+            Ok((claims, age)) => {
+                self.shown.fetch_add(1, Ordering::Relaxed);
+                Ok(Knock {
+                    team: team.clone(),
+                    claims,
+                    age,
+                })
+            }
             Err(_) => Err(Refusal::NotGenuine),
         }
     }

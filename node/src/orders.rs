@@ -1,10 +1,14 @@
 //! What the broker's messages do to the floor.
 
+use std::sync::atomic::Ordering;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::TeamId;
-use usher_shared::link::{EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome};
+use usher_shared::link::{
+    Clients, EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome,
+};
+use usher_shared::quantity::Timestamp;
 use usher_shared::way::{LocationForm, split_scheme};
 
 use crate::authority::Disobey;
@@ -178,7 +182,18 @@ impl Floor {
             health: load.health,
             idle_teams: state.mandate.holdings.idle(now, forget_ms, MAX_IDLE),
             hot_teams: hot_teams(&state, since_last),
+            clients: Some(self.clients(now)),
         }))
+    }
+
+    /// What was seen of clients: the broker holds it against what it sent here.
+    fn clients(&self, now: Timestamp) -> Clients {
+        let heard = self.client_heard.load(Ordering::Relaxed);
+        Clients {
+            shown: self.shown.load(Ordering::Relaxed),
+            heard_ms: (heard > 0).then(|| now.as_millis().saturating_sub(heard)),
+            ping_ms: u64::try_from(self.config.ping.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     /// Writes the figures that are true only at the moment they are read.

@@ -218,6 +218,11 @@ impl Outbox {
         }
     }
 
+    /// Milliseconds since the client was heard.
+    pub(crate) fn silent_ms(&self, now: u32) -> u32 {
+        elapsed(now, self.heard.load(Ordering::Relaxed))
+    }
+
     /// Pings a connection that was idle for `ping_ms`, and ends one that missed [`MISSES`] of them
     /// or did not manage to close in time.
     pub(crate) fn sweep(&self, now: u32, ping_ms: u32) -> Swept {
@@ -296,7 +301,7 @@ impl Waiting {
 }
 
 /// Milliseconds on the coarse clock, which wraps after 49 days; nothing waits that long.
-fn elapsed(now: u32, since: u32) -> u32 {
+pub(crate) fn elapsed(now: u32, since: u32) -> u32 {
     let elapsed = now.wrapping_sub(since);
     // A writer may have read a later tick than the sweeper.
     if elapsed > u32::MAX / 2 { 0 } else { elapsed }

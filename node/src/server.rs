@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use usher_listen::accept::{Limits, bind, serve};
 use usher_listen::supervise::{once, restarted};
 use usher_listen::telemetry::Telemetry;
+use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
 use usher_shared::link::EndedBy;
 use usher_shared::template::NodeUrl;
@@ -27,7 +29,7 @@ use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Sampler};
 use crate::outage::watch;
-use crate::outbox::{Goodbye, Swept};
+use crate::outbox::{Goodbye, Swept, elapsed};
 
 /// After its last connection a stopping node stays this long, to send on clients that hold a ticket for it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -433,16 +435,26 @@ async fn sweep(floor: Arc<Floor>) {
     let mut every = tokio::time::interval(tick);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let began = Instant::now();
+    let mut last = 0;
     loop {
         every.tick().await;
         // Wraps after 49 days, as the readers expect.
         #[allow(clippy::cast_possible_truncation)]
         let now = began.elapsed().as_millis() as u32;
         floor.clock.set(now);
+        let mut somebody = false;
+        let since_last = elapsed(now, last);
+        last = now;
         for outbox in floor.everybody() {
+            somebody |= outbox.silent_ms(now) <= since_last;
             if outbox.sweep(now, ping_ms) == Swept::Silent {
                 floor.figures.silent.increment(1);
             }
+        }
+        if somebody {
+            floor
+                .client_heard
+                .store(boottime().as_millis(), Ordering::Relaxed);
         }
         floor.tidy();
     }

@@ -226,6 +226,21 @@ pub struct Heartbeat {
     /// The busiest teams; at most 16.
     #[serde(default)]
     pub hot_teams: Vec<HotTeam>,
+    /// What it saw of its clients; a node that does not say is judged by `connections` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<Clients>,
+}
+
+/// What a node saw of its clients: whether they get to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clients {
+    /// Genuine tickets that were shown at its door since the process started, whatever came of them.
+    pub shown: u64,
+    /// Milliseconds since a client was last heard on any connection; absent while none ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_ms: Option<u64>,
+    /// How often an idle connection is pinged, in milliseconds.
+    pub ping_ms: u64,
 }
 
 /// File descriptors of a process.

@@ -86,6 +86,12 @@ pub enum Bug {
     RevokedIsNotStopped,
     /// A claim of a higher epoch acts at once beside the owner that this run confirmed.
     AdoptedBesideOwner,
+    /// A node that nobody gets to is as good as any.
+    DistrustNeverBegins,
+    /// That clients come back with tickets for a node that is heard says nothing.
+    KnockAtReadyIgnored,
+    /// A node that dies again and again is as good as any.
+    CrashesForgotten,
     /// Self-preservation lasts as long as the silence.
     PreservationNeverEnds,
     /// With an old store any claim is adopted under its own epoch, also one that was surpassed since.
@@ -94,7 +100,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 44] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -134,6 +140,9 @@ impl Bug {
         Self::WaitsForItself,
         Self::RevokedIsNotStopped,
         Self::AdoptedBesideOwner,
+        Self::DistrustNeverBegins,
+        Self::KnockAtReadyIgnored,
+        Self::CrashesForgotten,
         Self::PreservationNeverEnds,
         Self::OldClaimAdopted,
     ];

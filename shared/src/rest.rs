@@ -232,7 +232,7 @@ pub enum Cause {
     Drain,
     /// Its node gives some away.
     Shed,
-    /// Its node went silent and its client knocked at the broker.
+    /// Its node went silent, or nobody gets there, and its client came back to the broker.
     Knock,
     /// A node reported it and the store knew nothing of it.
     Adopted,
@@ -288,6 +288,10 @@ pub enum Gate {
     CpuCeiling,
     /// It says that its machine is under pressure. Chosen all the same when nothing else is left.
     Pressure,
+    /// Clients were sent there and nobody got through. Chosen all the same when nothing else is left.
+    Unreachable,
+    /// It died again and again. Chosen all the same when nothing else is left.
+    Crashing,
 }
 
 /// What a node scored. Lower is chosen.
@@ -356,6 +360,34 @@ pub struct NodeView {
     /// The operation that empties it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<OperationId>,
+    /// Tickets given for this process since the broker met it.
+    #[serde(default)]
+    pub sent: u64,
+    /// Tickets shown at its door since it started, as it counts them; `None` for a node that does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived: Option<u64>,
+    /// Whether anything answered the broker at `url`; `None` before it has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url_answers: Option<bool>,
+    /// Another live node that announces the same `url`: they cannot both be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_url: Option<NodeId>,
+    /// Why it is kept back although it is heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distrust: Option<DistrustView>,
+}
+
+/// Why a node is kept back although it is heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DistrustView {
+    /// `unreachable` or `crashing`.
+    pub gate: Gate,
+    /// Milliseconds since that began.
+    pub since_ms: u64,
+    /// Milliseconds until it is tried again; 0 while a few teams try it.
+    pub again_in_ms: u64,
+    /// How that is known, in words.
+    pub why: String,
 }
 
 /// What the broker sees of a node, folded with what the operator asked.

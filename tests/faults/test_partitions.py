@@ -90,10 +90,10 @@ def test_no_team_of_a_node_that_is_cut_off_in_silence_has_a_new_owner_before_its
     )
 
 
-def test_a_node_that_only_its_clients_cannot_reach_closes_them_and_keeps_its_teams(scatter, load, fault):
+def test_a_node_that_only_its_clients_cannot_reach_closes_them(scatter, load, fault):
     ping_s = 2
     fleet = scatter(3, "--ping", f"{ping_s}s")
-    clients, before = crowd(fleet, load, "--hold")
+    clients, _ = crowd(fleet, load, "--hold")
     here = held(fleet, "node-1")
     assert here > 0
     began = now()
@@ -101,17 +101,13 @@ def test_a_node_that_only_its_clients_cannot_reach_closes_them_and_keeps_its_tea
     eventually_now("the node has closed what does not answer", lambda: held(fleet, "node-1") == 0)
     took_s = now() - began
     assert node_metric(fleet, "node-1", 'usher_closes_total{code="silent"}') == here
-    assert owners(fleet) == before and fleet.all_ready()
-    # The broker sees nothing wrong with the node, so it goes on to name it.
-    throughout(3.0, "every team has its owner", lambda: owners(fleet) == before)
-    fleet.network.heal()
-    eventually_now("every client is back", lambda: sum(held(fleet, node) for node in fleet.nodes) == CONNECTIONS, within=60)
-    assert owners(fleet) == before
+    # Where they go is a matter of trust: test_trust.py.
+    eventually_now("every client is back", lambda: sum(held(fleet, node) for node in fleet.nodes) == CONNECTIONS, within=90)
     report = clients.report()
     assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
     fault(
-        "two missed pings close them; owners stay; they come back to it when it can be reached",
-        f"{here} connections closed as silent after {took_s:.1f} s with pings every {ping_s} s; no owner changed; all back",
+        "two missed pings close them; they come back elsewhere, with their teams",
+        f"{here} connections closed as silent after {took_s:.1f} s with pings every {ping_s} s; all back",
     )
 
 

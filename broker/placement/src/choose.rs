@@ -86,6 +86,8 @@ fn gate_word(gate: Gate) -> &'static str {
         Gate::Young => "young and had its share",
         Gate::CpuCeiling => "above the CPU ceiling",
         Gate::Pressure => "under pressure",
+        Gate::Unreachable => "out of reach for clients",
+        Gate::Crashing => "dying again and again",
     }
 }
 
@@ -192,7 +194,7 @@ impl<'a> Search<'a> {
             }
             if self.chosen.is_some() {
                 looked_further += 1;
-            } else if key.last_resort > 0 {
+            } else if key.last_resort > 0 || key.distrusted > 0 {
                 // A young node that had its share is still better than one that can hardly go on.
                 self.fall_back_to_young();
             }

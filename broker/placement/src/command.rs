@@ -64,6 +64,16 @@ pub enum Command {
         /// `host:port`.
         address: String,
     },
+    /// See whether anything answers at the URL that clients are given, and say so with
+    /// [`crate::Event::UrlProbed`].
+    ProbeUrl {
+        /// The node.
+        node: NodeId,
+        /// Its incarnation, to be handed back.
+        incarnation: Incarnation,
+        /// Where clients go.
+        url: NodeUrl,
+    },
     /// Tell whoever watches: logs and metrics. Nothing depends on it.
     Notice(Notice),
 }
@@ -78,7 +88,7 @@ impl Command {
     pub fn waits_for_store(&self) -> bool {
         match self {
             Self::Send { message, .. } => !matches!(**message, ToNode::HeartbeatAck { .. }),
-            Self::Probe { .. } | Self::Notice(_) => false,
+            Self::Probe { .. } | Self::ProbeUrl { .. } | Self::Notice(_) => false,
             _ => true,
         }
     }
@@ -343,6 +353,31 @@ pub enum Notice {
         /// How it runs.
         pace: Pace,
     },
+    /// A node is kept back although it is heard well, or is trusted again.
+    Trust {
+        /// The node.
+        node: NodeId,
+        /// What changed.
+        change: TrustChange,
+    },
+    /// Nothing answers at the URL that a node announces, or something does again.
+    UrlProbed {
+        /// The node.
+        node: NodeId,
+        /// Where clients go.
+        url: String,
+        /// What went wrong, in words.
+        failed: Option<String>,
+    },
+    /// Two live nodes announce one URL.
+    UrlShared {
+        /// The node that came later.
+        node: NodeId,
+        /// The other.
+        other: NodeId,
+        /// What both announce.
+        url: String,
+    },
     /// A node said something it should not have.
     BadMessage {
         /// The node.
@@ -377,6 +412,42 @@ impl Preservation {
             Self::Recovered => "recovered",
             Self::Released => "released",
             Self::Expired => "expired",
+        }
+    }
+}
+
+/// How a node that is heard well came to be kept back, or was trusted again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustChange {
+    /// Nobody gets to it.
+    Distrusted {
+        /// How that is known, in words.
+        why: String,
+        /// For how long it is left alone.
+        for_ms: u64,
+    },
+    /// A few teams try it again.
+    OnTrial,
+    /// Clients arrive there again.
+    Trusted,
+    /// It died again and again.
+    Crashing {
+        /// How often, within ten minutes of each other.
+        deaths: u32,
+        /// For how long it is kept back.
+        for_ms: u64,
+    },
+}
+
+impl TrustChange {
+    /// The word used as a metric's label.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Distrusted { .. } => "unreachable",
+            Self::OnTrial => "on_trial",
+            Self::Trusted => "trusted",
+            Self::Crashing { .. } => "crashing",
         }
     }
 }

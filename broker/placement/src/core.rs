@@ -75,6 +75,8 @@ pub struct Core {
     pub(crate) mode: Mode,
     /// Asks for teams of silent nodes, while too many are silent.
     pub(crate) asked: Asked,
+    /// Which nodes announce a URL, by what clients are given.
+    pub(crate) urls: BTreeMap<String, BTreeSet<NodeId>>,
     /// From when on silence counts: what was not heard before may be this broker's own fault.
     pub(crate) patient_since: Timestamp,
     pub(crate) decisions: BTreeMap<TeamId, VecDeque<Decision>>,
@@ -82,7 +84,7 @@ pub struct Core {
     decision_order: VecDeque<TeamId>,
     commands: VecDeque<Command>,
     last_step: Timestamp,
-    last_tick: Timestamp,
+    pub(crate) last_tick: Timestamp,
     /// When nodes were last told of other peers.
     pub(crate) peers_told: Timestamp,
     last_event: Timestamp,
@@ -138,6 +140,7 @@ impl Core {
             versions: BTreeMap::new(),
             mode,
             asked: Asked::default(),
+            urls: BTreeMap::new(),
             patient_since: now,
             decisions: BTreeMap::new(),
             decision_order: VecDeque::new(),
@@ -237,6 +240,17 @@ impl Core {
                 incarnation,
                 outcome,
             } => self.probed(&node, incarnation, outcome, now),
+            Event::UrlProbed {
+                node,
+                incarnation,
+                failed,
+            } => self.url_probed(&node, incarnation, failed, now),
+            Event::Sent {
+                node,
+                tickets,
+                teams,
+                over_ms,
+            } => self.sent(&node, tickets, teams, over_ms, now),
             Event::Exited(exited) => self.exited(&exited.node, exited.incarnation, now),
             Event::Request { request, ask } => self.request(request, ask, now),
         }
@@ -291,11 +305,13 @@ impl Core {
     }
 
     fn tick(&mut self, now: Timestamp) {
-        let keep = score::keep_ppm(now.since(self.last_tick), self.settings.half_life_ms);
+        let elapsed_ms = now.since(self.last_tick);
+        let keep = score::keep_ppm(elapsed_ms, self.settings.half_life_ms);
         self.last_tick = now;
         for node in self.nodes.values_mut() {
             node.pending.tick(keep);
         }
+        self.tick_trust(elapsed_ms, now);
         self.rebuild_index();
     }
 
@@ -362,7 +378,9 @@ impl Core {
         let entry = self.nodes.get(node).map(|node| NodeEntry {
             incarnation: node.incarnation(),
             url: node.hello.url.clone(),
-            direct: !node.is_draining() && (node.is_heard() || matches!(node.seen, Seen::Expected { .. })),
+            direct: !node.is_draining()
+                && node.trust.is_direct()
+                && (node.is_heard() || matches!(node.seen, Seen::Expected { .. })),
         });
         self.command(Command::Node {
             node: node.clone(),
@@ -476,6 +494,7 @@ impl Core {
         }
         if let Some(node) = self.nodes.get_mut(chosen) {
             node.last_chosen = self.choices;
+            node.trust.take();
             if counts {
                 node.placed += 1;
             }

@@ -95,6 +95,26 @@ pub enum Event {
         /// How it went.
         outcome: ProbeOutcome,
     },
+    /// The answer to [`crate::Command::ProbeUrl`].
+    UrlProbed {
+        /// The node.
+        node: NodeId,
+        /// The incarnation that was asked about.
+        incarnation: Incarnation,
+        /// What went wrong, in words; `None`: something answered.
+        failed: Option<String>,
+    },
+    /// Tickets were given for a node, from the route table or by an answer; said about once a second.
+    Sent {
+        /// The node.
+        node: NodeId,
+        /// How many.
+        tickets: u64,
+        /// For which teams, as a sketch: a bit for each by a hash that no client can guess.
+        teams: u64,
+        /// Since the last such word, in milliseconds.
+        over_ms: u64,
+    },
     /// A parent reported its child's death.
     Exited(Exited),
     /// A client or an operator asks for something.

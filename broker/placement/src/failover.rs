@@ -44,6 +44,9 @@ impl Core {
         let Some(node) = self.nodes.get_mut(id) else {
             return;
         };
+        if !node.stopping {
+            node.trust.die(now);
+        }
         node.die(proof, now);
         let connections = node.report.connections;
         let teams: Vec<TeamId> = node.teams.iter().cloned().collect();

@@ -15,6 +15,7 @@
 //! | what may a client's or an operator's request do? | `request` |
 //! | is a node alive, and since when not? | `liveness` |
 //! | may silence be believed while much is silent at once? | `caution` |
+//! | do clients get to a node, and does it stay up? | `trust` |
 //! | who may have exclusive effects, and from when? | `activation` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | which team leaves next, and when is a drain done? | `drain` |
@@ -50,10 +51,11 @@ mod request;
 mod score;
 mod settings;
 mod team;
+mod trust;
 mod view;
 mod wishes;
 
-pub use command::{Answer, Command, NodeEntry, Notice, Preservation, Refusal, Route};
+pub use command::{Answer, Command, NodeEntry, Notice, Preservation, Refusal, Route, TrustChange};
 pub use core::Core;
 pub use event::{Ask, Event, Knock, LinkId, ProbeOutcome, RequestId};
 pub use pace::Pace;

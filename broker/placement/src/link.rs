@@ -77,6 +77,7 @@ impl Core {
             .nodes
             .get(&id)
             .map(|node| (node.hello.clone(), node.lease_ms));
+        self.forget_url(&id);
         let rank = self.version_rank(&hello.version);
         let lease_ms = self.settings.lease_ms;
         let seen = Seen::Joining {
@@ -88,6 +89,7 @@ impl Core {
             Some(node) => {
                 if node.incarnation() != hello.incarnation {
                     node.report = crate::node::Report::default();
+                    node.trust.begin_anew();
                     if node.stopping {
                         node.stopping = false;
                         node.intent = Intent::Active;
@@ -281,10 +283,9 @@ impl Core {
             heard: now,
             silence: Silence::Heard,
         };
-        node.ready_since = now;
-        node.placed = 0;
-        node.pool_placed_before = self.placed;
+        node.begin_young(self.placed, now);
         self.reconcile(&id, &held, now);
+        self.meet(&id, now);
         self.rebuild_index();
         self.publish_node(&id);
         let teams = self.nodes.get(&id).map_or(0, |node| node.teams.len());
@@ -327,6 +328,9 @@ impl Core {
             .saturating_sub(i64::try_from(wall_ms).unwrap_or(i64::MAX));
         let boot = Timestamp::from_millis(heartbeat.boot_ms);
         let turned = node.clock_pace.beat(boot, now, rate_ppm / 2);
+        let reached = node
+            .trust
+            .hear(heartbeat.clients.as_ref(), heartbeat.connections, now);
         match &mut node.seen {
             // No acknowledgement before the inventory is reconciled: it would renew a lease on
             // teams that the node may have to give up.
@@ -354,6 +358,9 @@ impl Core {
                 self.forget_idle(&id, &heartbeat.idle_teams, now);
             }
             _ => {}
+        }
+        if let Some(turn) = reached {
+            self.turned(&id, turn);
         }
         if let Some(pace) = turned {
             self.rekey(&id);

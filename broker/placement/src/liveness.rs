@@ -275,6 +275,7 @@ impl Core {
         for team in leaving {
             self.finish_leaving(&team, "arrived", now);
         }
+        self.forget_url(id);
         let Some(mut node) = self.nodes.remove(id) else {
             return;
         };

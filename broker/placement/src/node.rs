@@ -10,6 +10,7 @@ use crate::event::LinkId;
 use crate::pace::ClockPace;
 use crate::record::{IntentRecord, NodeRecord};
 use crate::score::Score;
+use crate::trust::Trust;
 
 /// What the broker sees of a node, by evidence alone.
 #[derive(Clone, Debug)]
@@ -176,6 +177,8 @@ pub(crate) struct Node {
     pub(crate) version_rank: u64,
     /// Whether it owned a team when it died.
     pub(crate) had_teams: bool,
+    /// Whether clients get to it, and whether it stays up.
+    pub(crate) trust: Trust,
     /// Its place in the index, while it has one.
     pub(crate) key: Option<Score>,
 }
@@ -203,6 +206,7 @@ impl Node {
             last_chosen: 0,
             version_rank,
             had_teams: false,
+            trust: Trust::default(),
             key: None,
         }
     }
@@ -213,6 +217,13 @@ impl Node {
 
     pub(crate) fn incarnation(&self) -> Incarnation {
         self.hello.incarnation
+    }
+
+    /// It has come to take teams, and takes its share of them at first.
+    pub(crate) fn begin_young(&mut self, pool_placed: u64, now: Timestamp) {
+        self.ready_since = now;
+        self.placed = 0;
+        self.pool_placed_before = pool_placed;
     }
 
     /// The link on which commands can be sent.

@@ -57,7 +57,7 @@ impl Core {
                 region,
                 ..Team::new(TeamKind::Auto)
             };
-            return self.create(id, team, Cause::Connect, now);
+            return self.create(id, team, Cause::Connect, knock, now);
         };
         match team.owner.clone() {
             None => {
@@ -70,13 +70,16 @@ impl Core {
         self.assigned(id, false)
     }
 
-    /// A team stays where it is, unless its node is being emptied, or is silent and its client has
-    /// been there and come back, or is asked for again and again.
+    /// A team stays where it is, unless its node is being emptied, or nobody gets there, or it is silent and
+    /// its client has been there and come back, or the team is asked for again and again.
     fn move_for_client(&mut self, id: &TeamId, owner: &Owner, knock: Option<&Knock>, now: Timestamp) {
         if !self.may_change_owners() {
             return;
         }
         let asked = self.asked_in_vain(id, &owner.node, now);
+        let knocked =
+            knock.is_some_and(|knock| knock.node == owner.node && knock.incarnation == owner.incarnation);
+        let out_of_reach = self.is_out_of_reach(id, owner, knocked, now);
         let Some(node) = self.nodes.get(&owner.node) else {
             return;
         };
@@ -88,8 +91,6 @@ impl Core {
             } | Seen::Unlinked { .. }
                 | Seen::Expected { .. }
         );
-        let knocked =
-            knock.is_some_and(|knock| knock.node == owner.node && knock.incarnation == owner.incarnation);
         match &node.intent {
             // Without a target it stays, as a team does that is pinned hard to this node: the node
             // serves as long as it can.
@@ -106,6 +107,7 @@ impl Core {
             _ if silent && (knocked || asked) => {
                 self.move_now(id, Cause::Knock, None, now);
             }
+            _ if out_of_reach => self.move_within_reach(id, owner, now),
             _ => {}
         }
     }
@@ -115,6 +117,7 @@ impl Core {
         id: &TeamId,
         team: Team,
         cause: Cause,
+        knock: Option<&Knock>,
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
         if self.teams.len() >= self.settings.max_teams {
@@ -123,8 +126,12 @@ impl Core {
             });
         }
         let wall_ms = self.wall_ms(now);
-        let wish = team.wish(cause, None, wall_ms);
+        let leaving = knock.and_then(|knock| self.comes_in_vain_from(id, knock, now));
+        let wish = team.wish(cause, leaving.as_ref(), wall_ms);
         let mut decision = self.choose(&wish, now);
+        if decision.node.is_none() && leaving.is_some() {
+            decision = self.choose(&team.wish(cause, None, wall_ms), now);
+        }
         let Some(owner) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
             return Err(self.refusal(id, &wish, &decision));
         };

@@ -26,6 +26,8 @@ const PPM: u64 = 1_000_000;
 /// A node's place in the order. The order of the fields is the policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
+    /// 1 when nobody gets to it, or it dies again and again: whatever else there is comes first.
+    pub(crate) distrusted: u8,
     /// 0 for the version first seen last, within the CPU ceiling; 1 for older ones while versions are mixed.
     pub(crate) older_version: u8,
     /// 1 when only a last resort lets it in.
@@ -193,6 +195,7 @@ pub(crate) fn score(node: &Node, pool: &Pool, settings: &Settings) -> Score {
     let (teams, cpu) = busy(node, pool, settings);
     let last_resort = last_resort(node, settings).is_some();
     Score {
+        distrusted: u8::from(node.trust.gate().is_some()),
         older_version: u8::from(last_resort || node.version_rank < pool.newest_version),
         last_resort: u8::from(last_resort),
         busy: teams + cpu,
@@ -214,7 +217,7 @@ pub(crate) fn view(node: &Node, pool: &Pool, settings: &Settings) -> ScoreView {
         teams: node.team_count(),
         cpu_average: node.report.cpu_average,
         cpu_pending: Millicores::clamped(pending),
-        last_resort: last_resort(node, settings),
+        last_resort: node.trust.gate().or(last_resort(node, settings)),
     }
 }
 

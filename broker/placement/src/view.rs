@@ -126,7 +126,7 @@ impl Core {
 
     fn node_view(&self, node: &Node, now: Timestamp) -> NodeView {
         let gate = score::gate(node, &self.settings);
-        let last_resort = score::last_resort(node, &self.settings);
+        let last_resort = node.trust.gate().or(score::last_resort(node, &self.settings));
         let operation = match &node.intent {
             Intent::Draining(operation) => Some(operation.clone()),
             _ => None,
@@ -155,6 +155,11 @@ impl Core {
             score: score::view(node, &self.pool, &self.settings),
             gates: gate.into_iter().chain(last_resort).collect(),
             heartbeat_age_ms: now.since(node.heard()),
+            sent: node.trust.sent,
+            arrived: node.trust.arrived,
+            url_answers: node.trust.url_answers(),
+            same_url: self.same_url(node.id()),
+            distrust: node.trust.view(now),
             operation,
         }
     }

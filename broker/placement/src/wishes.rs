@@ -110,7 +110,7 @@ impl Core {
                 pin: wishes.pin,
                 ..Team::new(TeamKind::Put)
             };
-            return self.create(id, team, Cause::Put, now);
+            return self.create(id, team, Cause::Put, None, now);
         }
         self.respecify(id, wishes, now)
     }

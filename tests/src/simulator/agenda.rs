@@ -84,6 +84,11 @@ pub(super) enum Happens {
         ways: [bool; 2],
         lasts_ms: u64,
     },
+    /// A node in a loop dies once more.
+    CrashAgain {
+        node: usize,
+        times: u32,
+    },
     CutEnds {
         node: usize,
         serial: u64,
@@ -147,6 +152,11 @@ pub(super) enum ForBroker {
         node: NodeId,
         incarnation: Incarnation,
         outcome: ProbeOutcome,
+    },
+    UrlProbed {
+        node: NodeId,
+        incarnation: Incarnation,
+        failed: Option<String>,
     },
     Exited {
         node: NodeId,
@@ -290,6 +300,7 @@ impl Happens {
             Self::NodeResumes { node, .. } => (216, of(*node)),
             Self::CutEnds { node, .. } => (217, of(*node)),
             Self::CutBegins { node, .. } => (226, of(*node)),
+            Self::CrashAgain { node, .. } => (227, of(*node)),
             Self::ClientCutEnds { node } => (218, of(*node)),
             Self::FirewallEnds { node } => (219, of(*node)),
             Self::Witness { tries, .. } => (220, u64::from(*tries)),
@@ -315,6 +326,7 @@ impl ForBroker {
             Self::Exited { .. } => 8,
             Self::Visit { .. } => 9,
             Self::Operator { .. } => 10,
+            Self::UrlProbed { .. } => 11,
         }
     }
 

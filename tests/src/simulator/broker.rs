@@ -56,6 +56,9 @@ pub(super) struct Broker {
     pub(super) routes: BTreeMap<TeamId, Route>,
     pub(super) entries: BTreeMap<NodeId, NodeEntry>,
     pub(super) asked: BTreeMap<RequestId, Asker>,
+    /// Tickets given by node, and a bit for each of their teams, since the core was told.
+    pub(super) given: BTreeMap<NodeId, (u64, u64)>,
+    pub(super) told_given: Timestamp,
 }
 
 impl Broker {
@@ -136,6 +139,8 @@ impl World {
             routes: BTreeMap::new(),
             entries: BTreeMap::new(),
             asked: BTreeMap::new(),
+            given: BTreeMap::new(),
+            told_given: self.broker_local(),
         };
         match which {
             Which::Twin => self.twin = Some(broker),
@@ -166,7 +171,11 @@ impl World {
                 };
                 broker.wake_at = 0;
                 let lease_ms = broker.settings.lease_ms;
-                if broker.core.next_deadline() <= now {
+                let due = broker.core.next_deadline() <= now;
+                if which == Which::Main {
+                    self.tell_given(now);
+                }
+                if due {
                     if which == Which::Main {
                         self.mirror.wakes(lease_ms, now);
                     }
@@ -209,6 +218,15 @@ impl World {
                     outcome,
                 }
             }
+            ForBroker::UrlProbed {
+                node,
+                incarnation,
+                failed,
+            } => Event::UrlProbed {
+                node,
+                incarnation,
+                failed,
+            },
             ForBroker::Exited { node, incarnation } => Event::Exited(Exited { node, incarnation }),
             ForBroker::Operator { request, ask } => {
                 if let Some(broker) = self.broker_mut(which) {

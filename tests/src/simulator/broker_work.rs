@@ -166,8 +166,29 @@ impl World {
             Command::Probe {
                 node, incarnation, ..
             } => self.probe(which, node, incarnation),
+            Command::ProbeUrl {
+                node, incarnation, ..
+            } => self.probe_url(which, node, incarnation),
             Command::Notice(_) | Command::Write(_) | Command::Answer { .. } => {}
         }
+    }
+
+    /// What the broker sees of the way that clients take: here it is the same one.
+    fn probe_url(&mut self, which: Which, id: NodeId, incarnation: Incarnation) {
+        let Some(run) = self.broker(which).map(|broker| broker.run) else {
+            return;
+        };
+        let Some(machine) = self.node_named(&id).map(|node| &self.machines[node]) else {
+            return;
+        };
+        let cut = machine.client_cut || machine.is_off || machine.process.is_none();
+        let failed = cut.then(|| "nothing answered".to_owned());
+        let what = ForBroker::UrlProbed {
+            node: id,
+            incarnation,
+            failed,
+        };
+        self.soon(50, Happens::Broker { which, run, what });
     }
 
     pub(super) fn probe(&mut self, which: Which, id: NodeId, incarnation: Incarnation) {

@@ -10,7 +10,7 @@ use super::world::World;
 /// How long a client waits for an answer.
 const PATIENCE_MS: u64 = 8_000;
 /// A client that hears nothing on its connection for so long gives it up.
-const PING_MS: u64 = 20_000;
+pub(super) const PING_MS: u64 = 20_000;
 /// A lost connection is opened anew within this time, not by all at once.
 const LOST_MS: u64 = 3_000;
 /// The longest wait of a client between two attempts.
@@ -81,6 +81,11 @@ impl Client {
             sent_on: 0,
             away_since: 0,
         }
+    }
+
+    /// The machine that it dials again.
+    pub(super) fn dials(&self) -> Option<usize> {
+        self.url.as_ref().map(|(node, _)| *node)
     }
 
     pub(super) fn speaks_usher(&self) -> bool {

@@ -29,7 +29,14 @@ impl World {
         if self.clients[client].serial != serial {
             return;
         }
-        match self.judge(node, client, &ticket) {
+        let judged = self.judge(node, client, &ticket);
+        if judged.0.is_some() {
+            self.got_through(node);
+            if let Some(process) = self.machines[node].process.as_mut() {
+                process.shown += 1;
+            }
+        }
+        match judged {
             (Some(claims), Verdict::Admit) => self.admit(node, client, serial, ticket, &claims, from),
             (Some(claims), Verdict::Wait) => {
                 self.count("a client waited for its team");

@@ -122,6 +122,7 @@ impl World {
                 let budget_ms = self.dice.within(3_000, 25_000);
                 self.stop_node(node, budget_ms);
             }
+            Kind::CrashLoop => self.begin_crash_loop(node),
             Kind::Drain | Kind::Shed | Kind::Cordon | Kind::Delete | Kind::Pins => self.operate(kind, node),
             // These are how things are, not what happens.
             Kind::Impostor
@@ -133,7 +134,9 @@ impl World {
             | Kind::SmallNodes
             | Kind::EagerBeats
             | Kind::Hectic
-            | Kind::WildClocks => {}
+            | Kind::WildClocks
+            | Kind::OutOfReach
+            | Kind::Gone => {}
         }
     }
 

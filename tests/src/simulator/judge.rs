@@ -1,7 +1,7 @@
 //! Does the broker decide by what it has been told? Each of its commands is held against the
 //! [mirror](super::mirror) and the [truth](super::truth).
 
-use usher_placement::{Command, LinkId, Notice, Preservation, Record};
+use usher_placement::{Command, LinkId, Notice, Preservation, Record, TrustChange};
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::link::{HoldState, ToNode};
 use usher_shared::rest::{Cause, Gate};
@@ -81,6 +81,7 @@ impl World {
                     }
                 }
                 self.check_assigned(team, node, *cause, *last_resort);
+                self.check_trusted(node, *cause, *last_resort);
             }
             Notice::SelfPreservation { change, .. } => {
                 self.mirror_preserves(*change);
@@ -110,6 +111,13 @@ impl World {
             }
             Notice::BadMessage { .. } => self.count("late duplicate ignored"),
             Notice::ClockPace { .. } => self.count("clock pace noticed"),
+            Notice::NodeReady { node, .. } => self.note_up(node),
+            Notice::Trust { change, .. } => self.count(match change {
+                TrustChange::Distrusted { .. } => "a node out of its clients' reach was held back",
+                TrustChange::OnTrial => "a node held back was tried again",
+                TrustChange::Trusted => "a node held back was trusted again",
+                TrustChange::Crashing { .. } => "a crashing node was held back",
+            }),
             Notice::NodeRefused { .. } => self.count("hello refused"),
             Notice::Unplaced { .. } => self.count("no node for a team"),
             Notice::NodeSilent { .. } => self.count("node silent"),
@@ -135,6 +143,7 @@ impl World {
             _ => "death by silence",
         });
         self.check_death(node, evidence, proven, now);
+        self.note_death(node);
         if teams > 0 {
             self.count("failover");
         }

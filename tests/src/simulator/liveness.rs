@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{Ask, Event, RequestId};
 use usher_shared::id::{NodeId, TeamId};
-use usher_shared::rest::{NodeState, OperationKind, OperationState, TeamView};
+use usher_shared::rest::{Gate, NodeState, OperationKind, OperationState, TeamView};
 
 use super::agenda::{ForBroker, Happens, Which};
 use super::mirror::dead_after_ms;
+use super::plan::Kind;
 use super::world::{Phase, World};
 
 /// What is left for dialling, on top of a grace and a lease.
@@ -43,6 +44,7 @@ impl World {
             }
             self.soon(0, Happens::NodeStarts { node });
         }
+        self.stay_wrong();
         self.soon(500, Happens::TidyUp);
         for later in [4_000, 12_000, 20_000] {
             self.soon(later, Happens::TidyUp);
@@ -51,6 +53,9 @@ impl World {
         let mut by = dead_after_ms(longest) + longest + DIAL_MS;
         if self.truth.forgot {
             by += 15_000;
+        }
+        if self.has(Kind::Gone) {
+            by += 2 * longest + DIAL_MS;
         }
         self.soon(by, Happens::CheckOwners);
     }
@@ -70,7 +75,9 @@ impl World {
             self.operator_asks(Ask::Undrain { node: id.clone() });
             self.operator_asks(Ask::Uncordon { node: id });
         }
-        self.operator_asks(Ask::Release);
+        if !self.has(Kind::Gone) {
+            self.operator_asks(Ask::Release);
+        }
     }
 
     pub(super) fn operator_asks(&mut self, ask: Ask) {
@@ -105,7 +112,15 @@ impl World {
     fn all_gated(&self) -> bool {
         let now = self.broker_local();
         let Some(broker) = &self.main else { return false };
-        broker.core.nodes(now).iter().all(|view| !view.gates.is_empty())
+        // What only a last resort lets in is let in.
+        let out = |gate: &Gate| {
+            !matches!(
+                gate,
+                Gate::CpuCeiling | Gate::Pressure | Gate::Unreachable | Gate::Crashing
+            )
+        };
+        let nodes = broker.core.nodes(now);
+        nodes.iter().all(|view| view.gates.iter().any(out))
     }
 
     /// L1: each team has an owner that is alive and knows it.
@@ -225,6 +240,7 @@ impl World {
                     || process.is_some_and(|process| process.connections >= machine.capacity.connections)
             });
             match known.seat {
+                None if self.dials_in_vain_for_ever(client) => {}
                 None if full || known.away_since > self.now - 15_000 => {}
                 None => self.fail(format!(
                     "L2: client {client} ({:?}) of {team} has been away since {}",

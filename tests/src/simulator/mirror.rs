@@ -155,6 +155,7 @@ impl World {
             nodes,
             ..Mirror::default()
         };
+        self.broker_forgets_ways();
         self.truth.broker_starts();
         if self.truth.forgot {
             let fence = self.now + dead_after_ms(self.longest_lease_ms) * 102 / 100;
@@ -267,6 +268,11 @@ impl World {
                     known.silent = false;
                     known.connections = heartbeat.connections;
                     known.teams = heartbeat.teams;
+                }
+            }
+            Event::Bye { link, .. } => {
+                if let Some(node) = mirror.links.get(link).cloned() {
+                    self.note_stopping(node);
                 }
             }
             Event::Yielded { .. } | Event::Released { .. } => mirror.event = EventKind::Yield,

@@ -36,6 +36,8 @@ pub(super) struct Machine {
     pub(super) firewall: bool,
     pub(super) no_descriptors: bool,
     pub(super) is_off: bool,
+    /// It never comes back.
+    pub(super) gone: bool,
     pub(super) process: Option<Process>,
 }
 
@@ -101,6 +103,9 @@ pub(super) struct Process {
     /// Every connection that this process ever named.
     pub(super) every_name: BTreeSet<ConnectionId>,
     pub(super) spent: SpentTickets,
+    /// Genuine tickets that were shown here.
+    pub(super) shown: u64,
+    pub(super) client_heard: Option<Timestamp>,
     pub(super) waiting: BTreeMap<TeamId, Vec<Waiting>>,
     /// What its own tickets are signed with.
     pub(super) resume_key: Key,
@@ -146,6 +151,7 @@ impl Machine {
             firewall: false,
             no_descriptors: false,
             is_off: false,
+            gone: false,
             process: None,
             id,
         })
@@ -205,6 +211,8 @@ impl Process {
             pacer: Pacer::default(),
             every_name: BTreeSet::new(),
             spent: SpentTickets::default(),
+            shown: 0,
+            client_heard: None,
             waiting: BTreeMap::new(),
             resume_key: Key::from_bytes(key),
             watched: None,

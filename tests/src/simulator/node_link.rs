@@ -2,7 +2,9 @@
 //! those of the node's own link.
 
 use usher_shared::id::Incarnation;
-use usher_shared::link::{Descriptors, Health, Heartbeat, Held, Inventory, RefusedCode, ToBroker, ToNode};
+use usher_shared::link::{
+    Clients, Descriptors, Health, Heartbeat, Held, Inventory, RefusedCode, ToBroker, ToNode,
+};
 use usher_shared::quantity::Millicores;
 
 use super::agenda::{ForNode, Happens, Which};
@@ -20,7 +22,7 @@ const REPORT_MS: u64 = 100;
 
 impl World {
     pub(super) fn start_node(&mut self, node: usize) {
-        if self.machines[node].process.is_some() {
+        if self.machines[node].process.is_some() || self.machines[node].gone {
             return;
         }
         self.last_incarnation += 1;
@@ -215,6 +217,7 @@ impl World {
     fn beat(&mut self, node: usize, link: u64) {
         let (now, wall_ms) = (self.local(node), self.wall_s(node) * 1_000);
         let no_descriptors = self.machines[node].no_descriptors;
+        let client_cut = self.machines[node].client_cut;
         let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
@@ -224,6 +227,14 @@ impl World {
         process.mandate.sent(seq, now);
         let mut idle_teams = process.mandate.holdings.idle(now, process.forget_ms, 256);
         idle_teams.sort_by(|one, other| one.team.cmp(&other.team));
+        if !client_cut && process.connections > 0 {
+            process.client_heard = Some(now);
+        }
+        let clients = Clients {
+            shown: process.shown,
+            heard_ms: process.client_heard.map(|heard| now.since(heard)),
+            ping_ms: super::client::PING_MS,
+        };
         let heartbeat = Heartbeat {
             seq,
             boot_ms: now.as_millis(),
@@ -240,7 +251,11 @@ impl World {
             health: Health::Good,
             idle_teams,
             hot_teams: Vec::new(),
+            clients: Some(clients),
         };
+        if !client_cut && heartbeat.connections > 0 {
+            self.got_through(node);
+        }
         self.send_up(link, ToBroker::Heartbeat(Box::new(heartbeat)));
         let after = self.dice.within(every * 9 / 10, every * 11 / 10);
         self.node_soon(node, after, ForNode::Beat { link });

@@ -51,6 +51,12 @@ pub(super) enum Kind {
     Hectic,
     /// Clocks beyond what leases count on: then only what the epochs promise is promised.
     WildClocks,
+    /// One node stays out of its clients' reach, while its link is well.
+    OutOfReach,
+    /// A node whose process does not stay up.
+    CrashLoop,
+    /// Half of the machines go for good, and no operator says so.
+    Gone,
 }
 
 const KINDS: [Kind; 33] = [
@@ -89,6 +95,9 @@ const KINDS: [Kind; 33] = [
     Kind::WildClocks,
 ];
 
+/// Kinds that came later. They are drawn beside the others, so that a seed is otherwise what it was.
+const LATER: [Kind; 3] = [Kind::OutOfReach, Kind::CrashLoop, Kind::Gone];
+
 /// What one seed is made of.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -119,6 +128,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn draw(dice: &mut Dice) -> Self {
+        let mut beside = Dice::new(dice.clone().next() ^ 0x9e37_79b9_7f4a_7c15);
         let share = dice.within(10, 45);
         let mut kinds: Vec<Kind> = KINDS.into_iter().filter(|_| dice.percent(share)).collect();
         while kinds.len() < 3 {
@@ -132,6 +142,7 @@ impl Plan {
         if !dice.percent(15) {
             kinds.retain(|kind| *kind != Kind::WildClocks);
         }
+        kinds.extend(LATER.into_iter().filter(|_| beside.percent(12)));
         let has = |kind| kinds.contains(&kind);
         let (lease_ms, heartbeat_ms) = match dice.within(0, 9) {
             0 => (4_000, 1_000),
@@ -149,7 +160,12 @@ impl Plan {
             heartbeat_ms,
             forget_ms: if dice.percent(20) { 4_000 } else { 600_000 },
             faults_ms: dice.within(20_000, 60_000),
-            heal_ms: 60_000,
+            // What stays wrong takes longer to be found out.
+            heal_ms: if LATER.into_iter().any(has) {
+                120_000
+            } else {
+                60_000
+            },
             rate_ppm: if has(Kind::WildClocks) {
                 200_000
             } else if dice.percent(30) {

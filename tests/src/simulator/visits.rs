@@ -35,17 +35,19 @@ impl World {
                 let after_ms = returning.chain_left_ms + self.dice.within(500, 1_000);
                 return self.client_told(client, serial, ForClient::Later { after_ms });
             }
-            (hop, from, knock) = (returning.hop, returning.from, Some(returning.knock));
+            let knocked = returning.knock;
+            if self.is_at(&team, &knocked) {
+                self.came_back(&knocked.node, client);
+            }
+            (hop, from, knock) = (returning.hop, returning.from, Some(knocked));
         }
         let Some(broker) = &self.main else { return };
         if let Some(route) = broker.routes.get(&team)
             && let Some(entry) = broker.entries.get(&route.node)
             && entry.direct
-            && !knock.as_ref().is_some_and(|knock| {
-                knock.node == route.node
-                    && knock.incarnation == entry.incarnation
-                    && knock.epoch == route.epoch
-            })
+            && !knock
+                .as_ref()
+                .is_some_and(|knock| knock.node == route.node && knock.incarnation == entry.incarnation)
         {
             let (node, epoch) = (route.node.clone(), route.epoch);
             return self.send_on(client, serial, (hop, from), &node, epoch);
@@ -68,6 +70,17 @@ impl World {
             knock,
         };
         self.tell(Which::Main, Event::Request { request, ask });
+    }
+
+    /// Whether a ticket is for the process that the team's route leads to.
+    fn is_at(&self, team: &usher_shared::id::TeamId, knock: &Knock) -> bool {
+        let Some(broker) = &self.main else { return false };
+        let route = broker.routes.get(team);
+        route.is_some_and(|route| route.node == knock.node)
+            && broker
+                .entries
+                .get(&knock.node)
+                .is_some_and(|entry| entry.incarnation == knock.incarnation)
     }
 
     pub(super) fn answered(&mut self, reply: Reply) {
@@ -120,6 +133,8 @@ impl World {
         let Some(entry) = entry else {
             return self.client_told(client, serial, ForClient::Later { after_ms: 1_000 });
         };
+        let team = self.clients[client].team;
+        self.count_given(node, team);
         self.check_redirect(node, &entry);
         let Some(target) = self.node_named(node) else {
             return;

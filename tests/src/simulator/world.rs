@@ -17,6 +17,7 @@ use super::network::Link;
 use super::node::Machine;
 use super::plan::{Kind, Plan};
 use super::registers::Registers;
+use super::trust::Ways;
 use super::truth::Truth;
 
 /// The wall clock when the world began: some day in 2027.
@@ -102,6 +103,9 @@ pub(super) struct World {
     pub(super) registers: Registers,
     pub(super) mirror: Mirror,
     pub(super) truth: Truth,
+    pub(super) ways: Ways,
+    /// The node that stays out of its clients' reach.
+    pub(super) out_of_reach: Option<usize>,
     /// After an old copy was put back, the leases of the run before may overlap with new ones until here.
     pub(super) leases_overlap_until: Real,
     /// Nodes whose drain was given a deadline, and when the first such is over: then what is left goes at once.
@@ -198,6 +202,8 @@ impl World {
             clients,
             mirror: Mirror::default(),
             truth: Truth::default(),
+            ways: Ways::default(),
+            out_of_reach: None,
             leases_overlap_until: 0,
             hurried: BTreeMap::new(),
             grants: GrantSigner::new(master.grant_key(), cluster()),
@@ -369,7 +375,10 @@ impl World {
                     self.end_cut(node);
                 }
             }
-            Happens::ClientCutEnds { node } => self.machines[node].client_cut = false,
+            Happens::CrashAgain { node, times } => self.crash_loop(node, times),
+            Happens::ClientCutEnds { node } => {
+                self.machines[node].client_cut = self.out_of_reach == Some(node);
+            }
             Happens::FirewallEnds { node } => self.machines[node].firewall = false,
             Happens::Witness {
                 node,

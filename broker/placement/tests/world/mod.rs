@@ -68,6 +68,8 @@ pub struct FakeNode {
     /// How fast its clock runs, beside everybody else's.
     pub clock_percent: u64,
     pub health: Health,
+    /// What it saw of its clients.
+    pub clients: Option<Clients>,
     pub descriptors_left: u32,
     /// Whether it answers `prepared`.
     pub prepares: bool,
@@ -92,6 +94,7 @@ pub struct World {
     pub answers: BTreeMap<RequestId, Result<Answer, Refusal>>,
     pub notices: Vec<Notice>,
     pub probes: Vec<(NodeId, Incarnation)>,
+    pub url_probes: Vec<(NodeId, Incarnation)>,
     pub closed: Vec<(LinkId, Refused)>,
     pub assigned: Vec<Assign>,
     /// What the store would hold.
@@ -139,6 +142,7 @@ impl World {
             answers: BTreeMap::new(),
             notices: Vec::new(),
             probes: Vec::new(),
+            url_probes: Vec::new(),
             closed: Vec::new(),
             assigned: Vec::new(),
             store: Stored {
@@ -233,6 +237,7 @@ impl World {
             wall_skew_ms: 0,
             clock_percent: 100,
             health: Health::Good,
+            clients: None,
             descriptors_left: 10_000,
             prepares: true,
             releases: true,
@@ -302,6 +307,7 @@ impl World {
             health: fake.health,
             idle_teams: Vec::new(),
             hot_teams: Vec::new(),
+            clients: fake.clients,
         };
         self.tell(Event::Heartbeat {
             link,
@@ -504,6 +510,9 @@ impl World {
                 Command::Probe {
                     node, incarnation, ..
                 } => self.probes.push((node, incarnation)),
+                Command::ProbeUrl {
+                    node, incarnation, ..
+                } => self.url_probes.push((node, incarnation)),
                 Command::Notice(notice) => self.notices.push(notice),
             }
         }
