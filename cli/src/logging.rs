@@ -75,7 +75,10 @@ fn note_panic(panic: &std::panic::PanicHookInfo<'_>) {
     metrics::counter!(PANICS).increment(1);
     let thread = std::thread::current();
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
-    let what = panic.payload_as_str().unwrap_or("a panic without words");
+    let payload = panic.payload();
+    let words = payload.downcast_ref::<&str>().copied();
+    let words = words.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let what = words.unwrap_or("a panic without words");
     let backtrace = std::backtrace::Backtrace::capture();
     match backtrace.status() {
         std::backtrace::BacktraceStatus::Captured => {

@@ -210,8 +210,11 @@ mod tests {
         tell: |_| {},
     };
 
+    type Word = std::io::Result<usize>;
+    type Written = Arc<Mutex<Vec<u8>>>;
+
     /// A writer that does what the test says, one word a write.
-    struct Told(mpsc::Receiver<std::io::Result<usize>>, Arc<Mutex<Vec<u8>>>);
+    struct Told(mpsc::Receiver<Word>, Written);
 
     impl Write for Told {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -225,7 +228,7 @@ mod tests {
         }
     }
 
-    fn told(losses: Losses) -> (Lines, mpsc::Sender<std::io::Result<usize>>, Arc<Mutex<Vec<u8>>>) {
+    fn told(losses: Losses) -> (Lines, mpsc::Sender<Word>, Written) {
         let (say, words) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let lines = Lines::onto("test-log", Told(words, Arc::clone(&written)), losses).unwrap();
