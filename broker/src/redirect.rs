@@ -193,8 +193,10 @@ impl Redirector {
             && let Some(reach) = route.slot.reach()
             && reach.direct
             && !returning.as_ref().is_some_and(|returning| {
-                // The client comes from where the table would send it, under whatever epoch: ask the core.
-                returning.knock.node == route.slot.node && returning.knock.incarnation == reach.incarnation
+                // The client comes from exactly where the table would send it: ask the core.
+                returning.knock.node == route.slot.node
+                    && returning.knock.incarnation == reach.incarnation
+                    && returning.knock.epoch == route.epoch
             })
         {
             let place = Place {
