@@ -45,9 +45,11 @@ impl World {
         if let Some(route) = broker.routes.get(&team)
             && let Some(entry) = broker.entries.get(&route.node)
             && entry.direct
-            && !knock
-                .as_ref()
-                .is_some_and(|knock| knock.node == route.node && knock.incarnation == entry.incarnation)
+            && !knock.as_ref().is_some_and(|knock| {
+                knock.node == route.node
+                    && knock.incarnation == entry.incarnation
+                    && knock.epoch == route.epoch
+            })
         {
             let (node, epoch) = (route.node.clone(), route.epoch);
             return self.send_on(client, serial, (hop, from), &node, epoch);
@@ -76,7 +78,7 @@ impl World {
     fn is_at(&self, team: &usher_shared::id::TeamId, knock: &Knock) -> bool {
         let Some(broker) = &self.main else { return false };
         let route = broker.routes.get(team);
-        route.is_some_and(|route| route.node == knock.node)
+        route.is_some_and(|route| route.node == knock.node && route.epoch == knock.epoch)
             && broker
                 .entries
                 .get(&knock.node)
