@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use usher_dial::dial_within;
 use usher_placement::{Event, ProbeOutcome};
 use usher_shared::id::{Incarnation, NodeId};
 
@@ -15,6 +16,9 @@ use crate::handle::{CoreHandle, Input};
 const TRIED_FOR: Duration = Duration::from_millis(300);
 /// How long after a refusal it is tried again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long one address of a name has before the next is tried beside it: all are to have a part of
+/// the time above.
+const STAGGER: Duration = Duration::from_millis(50);
 /// Probes at once, each with a descriptor; the rest wait.
 const AT_ONCE: usize = 512;
 
@@ -59,7 +63,7 @@ impl Prober {
 pub(crate) async fn try_address(address: &str) -> ProbeOutcome {
     let until = Instant::now() + TRIED_FOR;
     loop {
-        let outcome = match tokio::time::timeout_at(until, TcpStream::connect(address)).await {
+        let outcome = match tokio::time::timeout_at(until, dial_within(address, STAGGER)).await {
             // The kernel accepts for a process whose sockets are just being closed, too.
             Ok(Ok(socket)) if stays_open(&socket).await => return ProbeOutcome::Answered,
             Ok(Ok(_)) => ProbeOutcome::Silent,

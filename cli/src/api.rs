@@ -10,7 +10,7 @@ use usher_shared::rest::Problem;
 use usher_shared::secret::Token;
 
 use crate::failure::Failure;
-use crate::{output, settings};
+use crate::{names, output, settings};
 
 /// A verb answers a person: after this long something is wrong and saying so is better than waiting.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -157,7 +157,7 @@ impl Api {
 
     /// The API at `base`, without a slash at its end.
     pub(crate) fn at(base: String, token: Option<Token>) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
+        let http = names::client_for([base.as_str()])
             .timeout(TIMEOUT)
             // A proxy from the environment is for the way out, not for the own broker.
             .no_proxy()

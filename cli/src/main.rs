@@ -13,6 +13,7 @@ mod duration;
 mod failure;
 mod load;
 mod logging;
+mod names;
 mod node;
 mod nodes;
 mod operations;

@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
+use usher_dial::dial;
 use usher_listen::fold::{Fold, Said};
 use usher_shared::credential::{Credential, Look};
 use usher_shared::link::{
@@ -232,9 +233,7 @@ async fn greet(
         bearer.set_sensitive(true);
         request.headers_mut().insert(AUTHORIZATION, bearer);
     }
-    let stream = TcpStream::connect(broker.authority())
-        .await
-        .map_err(LinkError::Connect)?;
+    let stream = dial(broker.authority()).await.map_err(LinkError::Connect)?;
     stream.set_nodelay(true).map_err(LinkError::Connect)?;
     let limits = WebSocketConfig::default()
         .read_buffer_size(16 * 1024)

@@ -9,16 +9,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// For each package, those of ours that it may depend on. The tests may see all.
-const ARROWS: [(&str, &[&str]); 6] = [
+const ARROWS: [(&str, &[&str]); 7] = [
     ("usher-shared", &[]),
+    ("usher-dial", &[]),
     ("usher-listen", &["usher-shared"]),
     ("usher-placement", &["usher-shared"]),
     (
         "usher-broker",
-        &["usher-placement", "usher-listen", "usher-shared"],
+        &["usher-placement", "usher-dial", "usher-listen", "usher-shared"],
     ),
-    ("usher-node", &["usher-listen", "usher-shared"]),
-    ("usher", &["usher-broker", "usher-node", "usher-shared"]),
+    ("usher-node", &["usher-dial", "usher-listen", "usher-shared"]),
+    (
+        "usher",
+        &["usher-broker", "usher-dial", "usher-node", "usher-shared"],
+    ),
 ];
 
 /// All that a pure package may depend on: what gives data a shape, and nothing that could act.

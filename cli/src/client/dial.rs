@@ -124,7 +124,7 @@ async fn dial(url: &str, options: &Options) -> Result<(Socket, HeaderMap), Endin
     let host = request.uri().host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = request.uri().port_u16().unwrap_or(80);
-    let stream = TcpStream::connect((host, port))
+    let stream = usher_dial::dial((host, port))
         .await
         .map_err(|error| Ending::Cut(format!("node: {}", error.kind())))?;
     let _ = stream.set_nodelay(true);

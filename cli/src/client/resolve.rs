@@ -13,6 +13,7 @@ use usher_shared::way;
 use super::decide::Ending;
 use crate::api::innermost;
 use crate::failure::Failure;
+use crate::names;
 
 /// A redirect is answered from memory; a broker that takes longer is in trouble.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,7 +69,7 @@ impl Brokers {
             }
             cleaned.push(url.to_owned());
         }
-        let http = reqwest::Client::builder()
+        let http = names::client_for(cleaned.iter().map(String::as_str))
             .timeout(TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
