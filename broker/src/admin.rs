@@ -10,13 +10,14 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get, post};
 use http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use usher_listen::answer::{self, Answer};
+use usher_listen::health;
 use usher_listen::telemetry::Telemetry;
 use usher_placement::Ask;
 use usher_shared::credential::Credential;
@@ -54,14 +55,8 @@ pub(crate) fn router(admin: Admin) -> Router {
     let admin = Arc::new(admin);
     Router::new()
         .route("/", get(page))
-        .route(
-            "/healthz",
-            get(async |State(admin): Shared| plain(healthy(&admin.core))),
-        )
-        .route(
-            "/readyz",
-            get(async |State(admin): Shared| plain(ready(&admin.core))),
-        )
+        .route(health::HEALTH, any(health_of))
+        .route(health::READY, any(health_of))
         .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/teams", get(teams))
@@ -171,6 +166,16 @@ async fn page() -> Response {
         "Usher broker, operators' listener\n\
          GET /v1/status  /v1/nodes  /v1/teams  /v1/operations  /metrics  /healthz  /readyz\n",
     ))
+}
+
+async fn health_of(State(admin): Shared, request: Request) -> Answered {
+    let answer = health::answer(
+        request.uri().path(),
+        request.method(),
+        || healthy(&admin.core),
+        || ready(&admin.core),
+    );
+    Ok(plain(answer.ok_or_else(unknown_path)?))
 }
 
 async fn metrics(State(admin): Shared) -> Answered {

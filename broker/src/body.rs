@@ -14,9 +14,6 @@ use usher_shared::rest::Problem;
 
 /// The largest body.
 pub(crate) const MAX_BYTES: usize = 64 * 1_024;
-/// A larger body is read and dropped up to here: a client that is still sending when its connection
-/// closes would see a reset and not the answer.
-const MAX_DISCARDED: usize = 8 << 20;
 /// How long a body may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -27,27 +24,22 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let too_large = || Problem::new(413, "too_large", "a body is at most 65536 bytes");
-    if body.size_hint().lower() > MAX_DISCARDED as u64 {
+    // Before the first byte: a client that waits for `100 Continue` need not send any.
+    if body.size_hint().lower() > MAX_BYTES as u64 {
         return Err(too_large());
     }
     let reading = async {
         let mut body = pin!(body);
-        let (mut kept, mut length) = (BytesMut::new(), 0);
+        let mut kept = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::new(400, "bad_json", "the body ended early"))?;
             let Ok(data) = frame.into_data() else { continue };
-            length += data.len();
-            if length <= MAX_BYTES {
-                kept.extend_from_slice(&data);
-            } else if length > MAX_DISCARDED {
-                break;
+            if kept.len() + data.len() > MAX_BYTES {
+                return Err(too_large());
             }
+            kept.extend_from_slice(&data);
         }
-        if length <= MAX_BYTES {
-            Ok(kept.freeze())
-        } else {
-            Err(too_large())
-        }
+        Ok(kept.freeze())
     };
     let late = || Problem::new(408, "too_slow", "the body took longer than 10 s");
     tokio::time::timeout(PATIENCE, reading)

@@ -6,10 +6,11 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use std::sync::Arc;
 use usher_listen::answer::{self, Answer};
+use usher_listen::health;
+use usher_listen::inflow::Inflow;
 use usher_shared::clock;
 use usher_shared::rest::Problem;
 
@@ -28,13 +29,13 @@ pub(crate) struct Clients {
 
 impl Clients {
     /// Answers one request.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Inflow>) -> Answer {
         let (mut head, _body) = request.into_parts();
         let upgrade = head.extensions.remove::<OnUpgrade>();
-        match head.uri.path() {
-            "/healthz" => health_method(&head).unwrap_or_else(|| healthy(&self.core)),
-            "/readyz" => health_method(&head).unwrap_or_else(|| ready(&self.core)),
-            path => match path.strip_prefix("/connect/").filter(|rest| !rest.contains('/')) {
+        let path = head.uri.path();
+        match health::answer(path, &head.method, || healthy(&self.core), || ready(&self.core)) {
+            Some(answer) => answer,
+            None => match path.strip_prefix("/connect/").filter(|rest| !rest.contains('/')) {
                 Some(segment) => match head.method {
                     Method::GET | Method::HEAD | Method::POST => self.connect(&head, segment, upgrade).await,
                     Method::OPTIONS => self.preflight(&head),
@@ -61,9 +62,7 @@ impl Clients {
         };
         match outcome {
             Outcome::Answer(answer) => answer,
-            Outcome::InBand(farewell) => self
-                .in_band
-                .accept(&head.method, &head.headers, upgrade, farewell),
+            Outcome::InBand(farewell) => self.in_band.accept(head, upgrade, farewell),
         }
     }
 
@@ -108,11 +107,6 @@ fn wall_s() -> u64 {
     clock::wall_ms() / 1_000
 }
 
-fn health_method(head: &Parts) -> Option<Answer> {
-    let reads = matches!(head.method, Method::GET | Method::HEAD);
-    (!reads).then(|| wrong_method("GET, HEAD"))
-}
-
 /// The process lives, and its event loop turns. Depends on nothing outside the process.
 pub(crate) fn healthy(core: &CoreHandle) -> Answer {
     if core.vitals().is_dead() {
@@ -121,7 +115,7 @@ pub(crate) fn healthy(core: &CoreHandle) -> Answer {
             "the event loop stands still: restart the broker\n",
         );
     }
-    answer::text(StatusCode::OK, "ok\n")
+    health::alive()
 }
 
 /// Whether the broker can do its work.

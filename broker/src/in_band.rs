@@ -5,28 +5,34 @@ use http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
     UPGRADE,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_util::sync::CancellationToken;
+use usher_listen::accept::PeerAddress;
 use usher_listen::answer::{self, Answer};
+use usher_listen::frames::FrameLimits;
+use usher_listen::gate::Gate;
+use usher_listen::places::{Place, Places};
+use usher_listen::wire::upgraded;
 use usher_shared::frame::SUBPROTOCOL;
 use usher_shared::rest::Problem;
 
 use crate::random;
-use crate::redirect::Farewell;
+use crate::redirect::{Farewell, asks_for_websocket};
 
 /// How long the client may take to answer the close (RFC 6455 section 7.1.1 lets the server end
 /// the TCP connection then).
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-/// Sockets at once, each with a descriptor for a few seconds at most.
+/// Sockets at once, each with a descriptor for a few seconds at most. Beyond that the oldest goes for
+/// a new one, first of the address that has the most.
 const AT_ONCE: usize = 1_024;
 /// What such a client may send while it is told; anything more ends the socket.
 const MAX_INCOMING: usize = 16 * 1_024;
@@ -34,39 +40,34 @@ const MAX_INCOMING: usize = 16 * 1_024;
 /// Room for such sockets.
 #[derive(Clone, Debug)]
 pub(crate) struct InBand {
-    room: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl InBand {
     pub(crate) fn new() -> Self {
         Self {
-            room: Arc::new(Semaphore::new(AT_ONCE)),
+            places: Places::new("in_band", AT_ONCE),
         }
     }
 
     /// Accepts the upgrade, and says `farewell` once it is done.
-    pub(crate) fn accept(
-        &self,
-        method: &Method,
-        headers: &HeaderMap,
-        upgrade: Option<OnUpgrade>,
-        farewell: Farewell,
-    ) -> Answer {
-        let permit = match Arc::clone(&self.room).try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let busy = Problem::new(503, "busy", "too many sockets are being sent on; come back later");
-                return answer::problem(&busy.retry_after(random::jittered(1_000)));
-            }
+    pub(crate) fn accept(&self, head: &Parts, upgrade: Option<OnUpgrade>, farewell: Farewell) -> Answer {
+        let (accepted, upgrade) = match (accept_upgrade(head), upgrade) {
+            (Handshake::Accepted(accepted), Some(upgrade)) => (accepted, upgrade),
+            (Handshake::Refused(refused), _) => return refused,
+            (Handshake::Accepted(_), None) => return answer::problem(&bad_upgrade()),
         };
-        match (accept_upgrade(method, headers), upgrade) {
-            (Handshake::Accepted(accepted), Some(upgrade)) => {
-                tokio::spawn(say(upgrade, farewell, permit));
-                accepted
-            }
-            (Handshake::Refused(refused), _) => refused,
-            (Handshake::Accepted(_), None) => answer::problem(&bad_upgrade()),
-        }
+        let cut = CancellationToken::new();
+        let place = head
+            .extensions
+            .get::<PeerAddress>()
+            .and_then(|PeerAddress(peer)| self.places.take(peer.ip(), &cut));
+        let Some(place) = place else {
+            let busy = Problem::new(503, "busy", "too many sockets are being sent on; come back later");
+            return answer::problem(&busy.retry_after(random::jittered(1_000)));
+        };
+        tokio::spawn(say(upgrade, farewell, place, cut));
+        accepted
     }
 }
 
@@ -74,7 +75,7 @@ fn bad_upgrade() -> Problem {
     Problem::new(
         400,
         "bad_upgrade",
-        "a WebSocket handshake is a GET with Sec-WebSocket-Version 13 and a Sec-WebSocket-Key of 16 bytes in base64",
+        "a WebSocket handshake is a GET with Connection: Upgrade, Upgrade: websocket, Sec-WebSocket-Version: 13 and a Sec-WebSocket-Key of 16 bytes in base64",
     )
 }
 
@@ -86,16 +87,19 @@ pub(crate) enum Handshake {
     Refused(Answer),
 }
 
-pub(crate) fn accept_upgrade(method: &Method, headers: &HeaderMap) -> Handshake {
+pub(crate) fn accept_upgrade(head: &Parts) -> Handshake {
+    let (method, headers) = (&head.method, &head.headers);
     let version = headers.get(SEC_WEBSOCKET_VERSION).map(HeaderValue::as_bytes);
-    if version != Some(b"13") {
+    let asked = asks_for_websocket(headers) && head.version == Version::HTTP_11;
+    if !asked || version != Some(b"13") {
         let mut refused = answer::problem(&Problem {
             status: 426,
             ..bad_upgrade()
         });
-        // RFC 9110 section 15.5.22 wants the first, RFC 6455 section 4.4 the second.
+        // RFC 9110 sections 15.5.22 and 7.8 want the first two, RFC 6455 section 4.4 the third.
         let headers = refused.headers_mut();
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Handshake::Refused(refused);
     }
@@ -141,16 +145,18 @@ fn chosen_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
     first.and_then(|offer| HeaderValue::from_str(offer).ok())
 }
 
-async fn say(upgrade: OnUpgrade, farewell: Farewell, permit: OwnedSemaphorePermit) {
+async fn say(upgrade: OnUpgrade, farewell: Farewell, place: Place, cut: CancellationToken) {
     let spoken = tokio::time::timeout(CLOSE_PATIENCE, async {
-        let Ok(upgraded) = upgrade.await else { return };
+        let Some((stream, early)) = upgraded(upgrade).await else {
+            return;
+        };
         let config = WebSocketConfig::default()
             .read_buffer_size(1_024)
             .write_buffer_size(0)
             .max_write_buffer_size(64 * 1_024)
             .max_message_size(Some(MAX_INCOMING))
             .max_frame_size(Some(MAX_INCOMING));
-        let socket = TokioIo::new(upgraded);
+        let socket = Gate::new(stream, early, FrameLimits::of_messages(MAX_INCOMING));
         let mut socket = WebSocketStream::from_raw_socket(socket, Role::Server, Some(config)).await;
         if let Some(frame) = farewell.frame
             && socket.send(Message::text(frame)).await.is_err()
@@ -174,6 +180,9 @@ async fn say(upgrade: OnUpgrade, farewell: Farewell, permit: OwnedSemaphorePermi
             }
         }
     });
-    let _ = spoken.await;
-    drop(permit);
+    tokio::select! {
+        _ = spoken => {}
+        () = cut.cancelled() => {}
+    }
+    drop(place);
 }

@@ -39,7 +39,6 @@ pub use config::{Config, MasterKeyIs, StoreIs};
 pub use error::BrokerError;
 pub use random::NoRandomness;
 
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
@@ -49,6 +48,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use usher_listen::accept::{self, Limits};
+use usher_listen::inflow::Inflow;
 use usher_listen::supervise::restarted;
 use usher_listen::telemetry::Telemetry;
 use usher_placement::{Core, Settings};
@@ -242,7 +242,7 @@ impl Broker {
         let config = &self.config;
         let limits = Limits {
             connections: config.max_client_connections,
-            ..Limits::default()
+            ..Limits::of("clients")
         };
         let on_loopback = config.clients.ip().is_loopback();
         let rules = Rules {
@@ -263,7 +263,7 @@ impl Broker {
             self.listeners.clients,
             limits,
             stop.clone(),
-            service_fn(move |request: http::Request<Incoming>| {
+            service_fn(move |request: http::Request<Inflow>| {
                 let clients = Arc::clone(&clients);
                 async move { Ok::<_, Infallible>(clients.answer(request).await) }
             }),
@@ -275,13 +275,13 @@ impl Broker {
             operator_token: config.operator_token.clone(),
             origins: Origins::new(&[], config.admin.ip().is_loopback()).unwrap_or_default(),
         });
-        let limits = Limits {
+        let limits = |name| Limits {
             connections: 1_024,
-            ..Limits::default()
+            ..Limits::of(name)
         };
         let admin = accept::serve(
             self.listeners.admin,
-            limits,
+            limits("admin"),
             stop.clone(),
             TowerToHyperService::new(router),
         );
@@ -295,9 +295,9 @@ impl Broker {
         let link_service = Arc::clone(&links);
         let node_link = accept::serve(
             self.listeners.node_link,
-            limits,
+            limits("node_link"),
             stop.clone(),
-            service_fn(move |request: http::Request<Incoming>| {
+            service_fn(move |request: http::Request<Inflow>| {
                 let links = Arc::clone(&link_service);
                 async move { Ok::<_, Infallible>(links.answer(request).await) }
             }),

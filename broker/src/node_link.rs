@@ -5,14 +5,12 @@ use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use http::header::{AUTHORIZATION, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, StatusCode};
-use hyper::body::Incoming;
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::OnUpgrade;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCode;
@@ -21,6 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use usher_listen::accept::PeerAddress;
 use usher_listen::answer::{self, Answer};
+use usher_listen::frames::FrameLimits;
+use usher_listen::gate::Gate;
+use usher_listen::health;
+use usher_listen::inflow::Inflow;
+use usher_listen::places::Places;
+use usher_listen::room::Stage;
+use usher_listen::wire::upgraded;
 use usher_placement::{Event, LinkId};
 use usher_shared::credential::Credential;
 use usher_shared::frame::CloseCode;
@@ -30,7 +35,7 @@ use usher_shared::link::{
 use usher_shared::rest::Problem;
 
 use crate::body;
-use crate::clients::{healthy, not_found, wrong_method};
+use crate::clients::{healthy, not_found, ready, wrong_method};
 use crate::handle::{CoreHandle, Input};
 use crate::in_band::{Handshake, accept_upgrade};
 use crate::link_message::{BadMessage, event_of, for_log};
@@ -40,16 +45,18 @@ use crate::telemetry;
 
 /// How long a link may take to say hello.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
-/// Links that have not said hello, at once.
+/// Links that have not said hello, at once. Beyond that the oldest goes for a new one, first of the
+/// address that has the most.
 const STRANGERS: usize = 256;
-/// Links in all: as many as there may be nodes, and as many again while they reconnect.
+/// Links in all: as many as there may be nodes, and as many again while they reconnect. Beyond that an
+/// address that has many gives one up for another that has few.
 const LINKS: usize = 20_000;
 /// Messages written before a flush.
 const RUN: usize = 256;
 /// When a refused node should try again, before jitter.
 const RETRY_MS: u64 = 5_000;
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<Gate<TcpStream>>;
 
 /// What the nodes' listener answers from.
 pub(crate) struct NodeLinks {
@@ -57,8 +64,8 @@ pub(crate) struct NodeLinks {
     node_token: Option<Credential>,
     /// A link that says nothing for this long is closed: its node's lease is over by then.
     lease: Duration,
-    links: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    links: Arc<Places>,
+    strangers: Arc<Places>,
     last_link: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -75,8 +82,8 @@ impl NodeLinks {
             core,
             node_token,
             lease,
-            links: Arc::new(Semaphore::new(LINKS)),
-            strangers: Arc::new(Semaphore::new(STRANGERS)),
+            links: Places::new("links", LINKS),
+            strangers: Places::new("strangers", STRANGERS),
             last_link: AtomicU64::new(0),
             stop,
             tasks: TaskTracker::new(),
@@ -90,10 +97,17 @@ impl NodeLinks {
     }
 
     /// Answers one request.
-    pub(crate) async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Answer {
+    pub(crate) async fn answer(self: Arc<Self>, request: Request<Inflow>) -> Answer {
         let (mut head, body) = request.into_parts();
+        if let Some(answer) = health::answer(
+            head.uri.path(),
+            &head.method,
+            || healthy(&self.core),
+            || ready(&self.core),
+        ) {
+            return answer;
+        }
         match head.uri.path() {
-            "/healthz" => healthy(&self.core),
             // Browsers send it with every WebSocket and every POST, nodes never: without a token a
             // page anywhere could otherwise join the pool of whoever reads it.
             PATH | EXITED_PATH if head.headers.contains_key(ORIGIN) => {
@@ -134,7 +148,7 @@ impl NodeLinks {
         self.node_token.as_ref().is_none_or(|token| token.admits(shown))
     }
 
-    async fn exited(&self, head: &Parts, body: Incoming) -> Result<(), Problem> {
+    async fn exited(&self, head: &Parts, body: Inflow) -> Result<(), Problem> {
         let bytes = body::read(body).await?;
         let exited: Exited = body::parse_required(&head.headers, &bytes)?;
         let told = self.core.tell(Input::Event(Event::Exited(exited))).await;
@@ -142,7 +156,7 @@ impl NodeLinks {
     }
 
     fn open(self: &Arc<Self>, head: &Parts, upgrade: Option<OnUpgrade>) -> Answer {
-        let accepted = match accept_upgrade(&head.method, &head.headers) {
+        let accepted = match accept_upgrade(head) {
             Handshake::Accepted(accepted) => accepted,
             Handshake::Refused(refused) => return refused,
         };
@@ -154,9 +168,10 @@ impl NodeLinks {
             );
             return answer::problem(&problem);
         };
-        let link = Arc::clone(&self.links).try_acquire_owned();
-        let stranger = Arc::clone(&self.strangers).try_acquire_owned();
-        let (Ok(link), Ok(stranger)) = (link, stranger) else {
+        let cut = CancellationToken::new();
+        let peer = head.extensions.get::<PeerAddress>();
+        let take = |places: &Arc<Places>| peer.and_then(|PeerAddress(peer)| places.take(peer.ip(), &cut));
+        let (Some(link), Some(stranger)) = (take(&self.links), take(&self.strangers)) else {
             self.refused("busy", head);
             let busy = Problem::new(503, "busy", "too many nodes are connecting; come back later");
             return answer::problem(&busy.retry_after(random::jittered(1_000)));
@@ -168,11 +183,15 @@ impl NodeLinks {
             .map(|peer| peer.0.to_string())
             .unwrap_or_default();
         self.tasks.spawn(async move {
-            let greeted = tokio::time::timeout(HELLO_PATIENCE, greet(upgrade)).await;
+            let greeted = tokio::select! {
+                greeted = tokio::time::timeout(HELLO_PATIENCE, greet(upgrade)) => greeted.ok().flatten(),
+                () = cut.cancelled() => None,
+            };
+            link.turn(Stage::Busy);
             drop(stranger);
             match greeted {
-                Ok(Some((socket, Ok(hello)))) => links.serve(socket, hello).await,
-                Ok(Some((socket, Err(refused)))) => {
+                Some((socket, Ok(hello))) => links.serve(socket, hello, cut).await,
+                Some((socket, Err(refused))) => {
                     let detail = for_log(&refused.detail);
                     links
                         .core
@@ -182,15 +201,15 @@ impl NodeLinks {
                     turn_away(socket, refused).await;
                 }
                 // No WebSocket, or no word in time: there is nobody to say anything to.
-                Ok(None) | Err(_) => tracing::debug!("a link closed without a hello"),
+                None => tracing::debug!("a link closed without a hello"),
             }
             drop(link);
         });
         accepted
     }
 
-    /// One link from its hello to its end.
-    async fn serve(&self, socket: Socket, hello: Box<Hello>) {
+    /// One link from its hello to its end, which comes early when it has to give way to another.
+    async fn serve(&self, socket: Socket, hello: Box<Hello>, gives_way: CancellationToken) {
         let link = LinkId(self.last_link.fetch_add(1, Ordering::Relaxed) + 1);
         let node = hello.node.clone();
         tracing::debug!(%node, link = link.0, "link open");
@@ -216,9 +235,18 @@ impl NodeLinks {
             cut.cancel();
         };
         // A bug in either ends this link, and the core must hear of that as of any other end.
-        let conversation = AssertUnwindSafe(async { tokio::join!(writing, reading) });
-        if conversation.catch_unwind().await.is_err() {
+        let conversation = AssertUnwindSafe(async { tokio::join!(writing, reading) }).catch_unwind();
+        let giving_way = async {
+            gives_way.cancelled().await;
+            tracing::warn!(%node, link = link.0, "too many links: this one gives way to another address's");
             cut.cancel();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = conversation => if ended.is_err() {
+                cut.cancel();
+            },
+            () = giving_way => {}
         }
         tracing::debug!(%node, link = link.0, "link closed");
         // When the broker stops it is not the node that went: nothing must follow from it.
@@ -297,15 +325,15 @@ fn refusal(code: RefusedCode, detail: impl Into<String>) -> Refused {
 
 /// Ends the upgrade and takes the hello.
 async fn greet(upgrade: OnUpgrade) -> Option<(Socket, Result<Box<Hello>, Refused>)> {
-    let upgraded = upgrade.await.ok()?;
+    let (stream, early) = upgraded(upgrade).await?;
     let config = WebSocketConfig::default()
         .read_buffer_size(16 * 1_024)
         .write_buffer_size(64 * 1_024)
         .max_write_buffer_size(4 * MAX_FRAME_BYTES)
         .max_message_size(Some(MAX_FRAME_BYTES))
         .max_frame_size(Some(MAX_FRAME_BYTES));
-    let mut socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
+    let gate = Gate::new(stream, early, FrameLimits::of_messages(MAX_FRAME_BYTES));
+    let mut socket = WebSocketStream::from_raw_socket(gate, Role::Server, Some(config)).await;
     loop {
         return match socket.next().await?.ok()? {
             Message::Text(text) => {

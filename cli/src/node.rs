@@ -28,6 +28,17 @@ const LEAST_SPARE_DESCRIPTORS: u64 = 128;
 /// Descriptors kept for everything that is not a client: listeners, the broker link, bridges, files.
 const SPARE_DESCRIPTORS: u64 = 500;
 
+/// What messages may hold that have begun and not ended: 128 of the largest at once, and a part of what a
+/// small container has.
+const UNFINISHED_BYTES: u64 = 32 << 20;
+/// Frames a second of one client: a bot that passes on a busy channel sends tens, and a node carries
+/// hundreds of thousands in all.
+const FRAMES_PER_S: u32 = 2_000;
+/// Pings and pongs a second: some libraries send one a second, none needs more than a few.
+const CONTROLS_PER_S: u32 = 20;
+/// Bytes a second: more than most lines of clients have, and 64 messages of the largest.
+const BYTES_PER_S: u32 = 16 << 20;
+
 /// Run a node: it holds the WebSockets of its teams and relays between them
 #[derive(Args)]
 #[command(
@@ -109,7 +120,7 @@ pub(crate) struct NodeSettings {
     /// How long the node goes on after SIGTERM, to be emptied [default: 25s]
     #[arg(long, env = "USHER_NODE_STOP_BUDGET", value_name = "DURATION")]
     pub(crate) stop_budget: Option<HumanDuration>,
-    /// How long a connection may be idle before it is pinged [default: 25s]
+    /// How often a connection is pinged; three times as long without a word ends it [default: 25s]
     #[arg(long, env = "USHER_NODE_PING", value_name = "DURATION")]
     pub(crate) ping: Option<HumanDuration>,
     /// The largest message of a client, in bytes [default: 262144]
@@ -118,6 +129,23 @@ pub(crate) struct NodeSettings {
     /// The most that waits for a slow reader, in bytes; beyond it, Close 4308 [default: 1048576]
     #[arg(long, env = "USHER_NODE_QUEUE_BYTES", value_name = "BYTES")]
     pub(crate) queue_bytes: Option<usize>,
+    /// How long a message may take from its first byte to its last; beyond it, Close 4308 [default: 60s]
+    #[arg(long, env = "USHER_NODE_MESSAGE_TIME", value_name = "DURATION")]
+    pub(crate) message_time: Option<HumanDuration>,
+    /// What all messages may hold that have begun and not ended, in bytes; beyond it the oldest are
+    /// closed with 4308 [default: 33554432]
+    #[arg(long, env = "USHER_NODE_UNFINISHED_BYTES", value_name = "BYTES")]
+    pub(crate) unfinished_bytes: Option<u64>,
+    /// Frames a second that a client may send on average, ten times as many at once; beyond it,
+    /// Close 4310 [default: 2000]
+    #[arg(long, env = "USHER_NODE_FRAMES_PER_S", value_name = "NUMBER")]
+    pub(crate) frames_per_s: Option<u32>,
+    /// The same for pings and pongs [default: 20]
+    #[arg(long, env = "USHER_NODE_CONTROLS_PER_S", value_name = "NUMBER")]
+    pub(crate) controls_per_s: Option<u32>,
+    /// The same for bytes [default: 16777216]
+    #[arg(long, env = "USHER_NODE_BYTES_PER_S", value_name = "BYTES")]
+    pub(crate) bytes_per_s: Option<u32>,
     /// What to log, as in `info` or `info,usher_node=debug` [default: info]
     #[arg(long, env = "USHER_LOG", value_name = "FILTER")]
     pub(crate) log: Option<LogFilter>,
@@ -269,6 +297,11 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
         ping: or_seconds(settings.ping, 25),
         message_bytes: settings.message_bytes.unwrap_or(256 * 1024),
         queue_bytes: settings.queue_bytes.unwrap_or(1024 * 1024),
+        message_time: or_seconds(settings.message_time, 60),
+        unfinished_bytes: settings.unfinished_bytes.unwrap_or(UNFINISHED_BYTES),
+        frames_per_s: settings.frames_per_s.unwrap_or(FRAMES_PER_S),
+        controls_per_s: settings.controls_per_s.unwrap_or(CONTROLS_PER_S),
+        bytes_per_s: settings.bytes_per_s.unwrap_or(BYTES_PER_S),
     };
     check(&config)?;
     Ok((config, settings))
@@ -287,6 +320,28 @@ fn check(config: &usher_node::Config) -> anyhow::Result<()> {
             bail!(
                 "the {name} listener on {address} can be reached from other machines and the node has no token; set USHER_NODE_TOKEN or --node-token-file (the same as the broker's), or keep it on 127.0.0.1 with {flag}"
             );
+        }
+    }
+    if config.unfinished_bytes < config.message_bytes as u64 {
+        bail!(
+            "--unfinished-bytes {} is below --message-bytes {}: no message of that size could ever be finished",
+            config.unfinished_bytes,
+            config.message_bytes
+        );
+    }
+    if u64::from(config.bytes_per_s) * 10 < config.message_bytes as u64 {
+        bail!(
+            "--bytes-per-s {}: ten seconds' worth must hold one message of --message-bytes {}",
+            config.bytes_per_s,
+            config.message_bytes
+        );
+    }
+    for (flag, rate) in [
+        ("--frames-per-s", config.frames_per_s),
+        ("--controls-per-s", config.controls_per_s),
+    ] {
+        if rate == 0 {
+            bail!("{flag} 0 lets nobody say anything: it is at least 1");
         }
     }
     if config.queue_bytes < config.message_bytes {

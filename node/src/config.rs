@@ -46,10 +46,21 @@ pub struct Config {
     pub token: Option<Credential>,
     /// How long the node goes on after SIGTERM.
     pub stop_budget: Duration,
-    /// How long a connection may be idle before it is pinged; two missed pongs end it.
+    /// How often a connection is pinged; three times as long without a word ends it.
     pub ping: Duration,
     /// The largest message of a client, in bytes.
     pub message_bytes: usize,
+    /// How long a message may take from its first byte to its last; beyond it the connection is closed with 4308.
+    pub message_time: Duration,
+    /// What all messages may hold that have begun and not ended, in bytes; beyond it the oldest go.
+    pub unfinished_bytes: u64,
+    /// Frames of messages that a connection may send in a second, on average; ten times as many at
+    /// once. Beyond it the connection is closed with 4310.
+    pub frames_per_s: u32,
+    /// The same for pings and pongs.
+    pub controls_per_s: u32,
+    /// The same for bytes.
+    pub bytes_per_s: u32,
     /// The most that waits for a slow reader, in bytes; beyond it the connection is closed with 4308.
     pub queue_bytes: usize,
 }

@@ -1,11 +1,15 @@
 //! The routes of both listeners.
 
-use http::header::{ALLOW, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{ALLOW, CONNECTION, SEC_WEBSOCKET_VERSION, UPGRADE};
 use http::{HeaderValue, Method, Request, StatusCode};
-use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use usher_listen::accept::PeerAddress;
 use usher_listen::answer::{Answer, json, metrics, problem, text};
+use usher_listen::health;
+use usher_listen::inflow::Inflow;
+use usher_listen::places::Places;
 use usher_listen::telemetry::Telemetry;
 use usher_shared::clock::boottime;
 use usher_shared::frame::{CloseCode, CloseReason, Control};
@@ -15,14 +19,15 @@ use usher_shared::rest::Problem;
 use usher_shared::way::{LocationForm, Way, parameter};
 
 use crate::admission::Refusal;
-use crate::connection::{say_and_close, socket_config, spawn};
+use crate::connection::{frame_limits, say_and_close, socket_config, spawn};
 use crate::floor::{Floor, Turned, jitter};
 use crate::handshake::{NoOffer, Offer, offer, wants, websocket};
 use crate::outbox::Goodbye;
 use crate::post::{Done, post};
 use crate::send_back::{Target, redirect, stale, way};
 
-/// Sockets that are told in band where to go, at once; each lives up to 5 s.
+/// Sockets that are told in band where to go, at once; each lives up to 5 s. Beyond that the oldest goes
+/// for a new one, first of the address that has the most.
 const TELLING: usize = 1_024;
 /// When a client that found the node full, or without a broker, may come back.
 const RETRY_MS: u64 = 2_000;
@@ -32,7 +37,7 @@ const RETRY_MS: u64 = 2_000;
 pub(crate) struct Doors {
     floor: Arc<Floor>,
     done: Arc<Done>,
-    telling: Arc<Semaphore>,
+    telling: Arc<Places>,
 }
 
 impl Doors {
@@ -40,13 +45,13 @@ impl Doors {
         Self {
             floor,
             done: Arc::default(),
-            telling: Arc::new(Semaphore::new(TELLING)),
+            telling: Places::new("in_band", TELLING),
         }
     }
 
-    pub(crate) async fn answer(&self, request: Request<Incoming>) -> Answer {
+    pub(crate) async fn answer(&self, request: Request<Inflow>) -> Answer {
         let path = request.uri().path();
-        if let Some(answer) = health(&self.floor, &request) {
+        if let Some(answer) = health_of(&self.floor, &request) {
             return answer;
         }
         if path == HEARS_BROKER_PATH {
@@ -62,9 +67,14 @@ impl Doors {
         if !matches!(what, None | Some("messages")) {
             return not_found();
         }
-        let team: TeamId = match team.parse() {
-            Ok(team) => team,
-            Err(error) => return problem(&Problem::new(400, "bad_team", error_text(&error))),
+        // What a team id may hold and a path need not encode was spelled out before; `:` and `@` were not.
+        let decoded = percent_decode_str(team).decode_utf8();
+        let team = match decoded.ok().and_then(|team| team.parse::<TeamId>().ok()) {
+            Some(team) => team,
+            None => {
+                let detail = format!("a team id is one path segment that matches {}", TeamId::PATTERN);
+                return problem(&Problem::new(400, "bad_team", detail));
+            }
         };
         match (what, request.method()) {
             (None, &Method::GET) => self.connect(team, request).await,
@@ -74,7 +84,7 @@ impl Doors {
         }
     }
 
-    async fn post(&self, team: TeamId, request: Request<Incoming>) -> Answer {
+    async fn post(&self, team: TeamId, request: Request<Inflow>) -> Answer {
         let ticket = parameter(request.uri().query().unwrap_or_default(), "ticket");
         let knock = match self.floor.verify(&team, ticket) {
             Ok(knock) => knock,
@@ -88,7 +98,7 @@ impl Doors {
         post(&self.floor, &self.done, &knock, &parts.headers, body).await
     }
 
-    async fn connect(&self, team: TeamId, mut request: Request<Incoming>) -> Answer {
+    async fn connect(&self, team: TeamId, mut request: Request<Inflow>) -> Answer {
         let query = request.uri().query().unwrap_or_default().to_owned();
         let handshake = offer(request.method(), request.version(), request.headers());
         match handshake {
@@ -117,10 +127,11 @@ impl Doors {
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let config = socket_config(self.floor.config.message_bytes);
+        let limits = frame_limits(&self.floor.config);
         // The connection gets a task of its own after the upgrade, so that its task is no larger
         // than it needs to be. If the upgrade fails, the seat is given up.
         tokio::spawn(async move {
-            if let Some(socket) = websocket(upgrade, config).await {
+            if let Some(socket) = websocket(upgrade, config, limits).await {
                 spawn(socket, seat);
             }
         });
@@ -133,7 +144,7 @@ impl Doors {
         team: &TeamId,
         query: &str,
         handshake: Option<Offer>,
-        request: Request<Incoming>,
+        request: Request<Inflow>,
     ) -> Answer {
         self.floor.figures.refused(refusal);
         let way = way(request.headers(), wants(request.headers()), query);
@@ -166,7 +177,7 @@ impl Doors {
         }
     }
 
-    fn full(&self, query: &str, offer: Offer, request: Request<Incoming>) -> Answer {
+    fn full(&self, query: &str, offer: Offer, request: Request<Inflow>) -> Answer {
         let retry_ms = RETRY_MS + jitter(RETRY_MS);
         if way(request.headers(), wants(request.headers()), query) == Way::InBand {
             let goodbye = Goodbye::retry(CloseCode::TryAgain, "node_full", retry_ms);
@@ -180,29 +191,38 @@ impl Doors {
     fn tell(
         &self,
         offer: Offer,
-        mut request: Request<Incoming>,
+        mut request: Request<Inflow>,
         frame: Option<String>,
         goodbye: Goodbye,
     ) -> Answer {
-        let Ok(permit) = Arc::clone(&self.telling).try_acquire_owned() else {
+        let cut = CancellationToken::new();
+        let peer = request.extensions().get::<PeerAddress>();
+        let Some(place) = peer.and_then(|PeerAddress(peer)| self.telling.take(peer.ip(), &cut)) else {
             return node_full(RETRY_MS + jitter(RETRY_MS));
         };
         let upgrade = hyper::upgrade::on(&mut request);
         let config = socket_config(self.floor.config.message_bytes);
+        let limits = frame_limits(&self.floor.config);
         self.floor.figures.closed(goodbye.code);
         tokio::spawn(async move {
-            if let Some(socket) = websocket(upgrade, config).await {
-                say_and_close(socket, frame, goodbye).await;
+            let telling = async {
+                if let Some(socket) = websocket(upgrade, config, limits).await {
+                    say_and_close(socket, frame, goodbye).await;
+                }
+            };
+            tokio::select! {
+                () = telling => {}
+                () = cut.cancelled() => {}
             }
-            drop(permit);
+            drop(place);
         });
         offer.answer()
     }
 }
 
 /// The routes of the admin listener.
-pub(crate) fn admin(floor: &Floor, telemetry: &Telemetry, request: &Request<Incoming>) -> Answer {
-    if let Some(answer) = health(floor, request) {
+pub(crate) fn admin(floor: &Floor, telemetry: &Telemetry, request: &Request<Inflow>) -> Answer {
+    if let Some(answer) = health_of(floor, request) {
         return answer;
     }
     match (request.uri().path(), request.method()) {
@@ -215,29 +235,36 @@ pub(crate) fn admin(floor: &Floor, telemetry: &Telemetry, request: &Request<Inco
     }
 }
 
-fn health(floor: &Floor, request: &Request<Incoming>) -> Option<Answer> {
-    match request.uri().path() {
-        "/healthz" => Some(match floor.bug.get() {
-            None => text(StatusCode::OK, "ok\n"),
-            Some(part) => {
-                let detail = format!("a bug ended {part}; this process is about to end");
-                problem(&Problem::new(503, "bug", detail))
-            }
-        }),
-        "/readyz" => {
-            let readiness = floor.readiness();
-            Some(if readiness.serves() {
-                text(StatusCode::OK, format!("{}\n", readiness.text()))
-            } else {
-                problem(&Problem::new(503, "not_ready", readiness.text()).retry_after(1_000))
-            })
+fn health_of(floor: &Floor, request: &Request<Inflow>) -> Option<Answer> {
+    health::answer(
+        request.uri().path(),
+        request.method(),
+        || healthy(floor),
+        || ready(floor),
+    )
+}
+
+fn healthy(floor: &Floor) -> Answer {
+    match floor.bug.get() {
+        None => health::alive(),
+        Some(part) => {
+            let detail = format!("a bug ended {part}; this process is about to end");
+            problem(&Problem::new(503, "bug", detail))
         }
-        _ => None,
+    }
+}
+
+fn ready(floor: &Floor) -> Answer {
+    let readiness = floor.readiness();
+    if readiness.serves() {
+        text(StatusCode::OK, format!("{}\n", readiness.text()))
+    } else {
+        problem(&Problem::new(503, "not_ready", readiness.text()).retry_after(1_000))
     }
 }
 
 /// Tells a peer that lost its broker whether this node hears it.
-fn hears_broker(floor: &Floor, request: &Request<Incoming>) -> Answer {
+fn hears_broker(floor: &Floor, request: &Request<Inflow>) -> Answer {
     if request.method() != Method::GET {
         return not_allowed("GET");
     }
@@ -273,25 +300,23 @@ fn node_full(retry_ms: u64) -> Answer {
 
 fn upgrade_required() -> Answer {
     let detail = "this URL is a WebSocket; connect with a WebSocket client";
-    let mut answer = problem(&Problem::new(426, "upgrade_required", detail));
-    answer
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static("websocket"));
-    answer
+    upgrade_to_websocket(&Problem::new(426, "upgrade_required", detail))
 }
 
 fn wrong_version() -> Answer {
-    let mut answer = problem(&Problem::new(
-        426,
-        "websocket_version",
-        "only version 13 (RFC 6455) is spoken here",
-    ));
-    let headers = answer.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    let detail = "only version 13 (RFC 6455) is spoken here";
+    let mut answer = upgrade_to_websocket(&Problem::new(426, "websocket_version", detail));
+    answer
+        .headers_mut()
+        .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     answer
 }
 
-fn error_text(error: &impl std::fmt::Display) -> String {
-    error.to_string()
+/// RFC 9110 section 7.8: whoever sends `Upgrade` names it in `Connection`, too.
+fn upgrade_to_websocket(refusal: &Problem) -> Answer {
+    let mut answer = problem(refusal);
+    let headers = answer.headers_mut();
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    answer
 }

@@ -3,6 +3,8 @@
 use metrics::{Counter, Gauge, Histogram, Unit};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use usher_listen::frames::Rate;
+
 use crate::admission::Refusal;
 
 /// One relay in so many is timed: enough for quantiles, and the histogram's buffer between two
@@ -20,6 +22,9 @@ pub(crate) struct Figures {
     pub(crate) pretended: Counter,
     pub(crate) lost: Counter,
     pub(crate) silent: Counter,
+    pub(crate) unfinished_time: Counter,
+    pub(crate) unfinished_room: Counter,
+    pub(crate) unfinished_bytes: Gauge,
     pub(crate) lease_remaining: Gauge,
     pub(crate) acting: Gauge,
     pub(crate) cut_off: Gauge,
@@ -45,6 +50,9 @@ impl Figures {
             pretended: metrics::counter!("usher_control_pretended_total"),
             lost: metrics::counter!("usher_closes_total", "code" => "lost"),
             silent: metrics::counter!("usher_closes_total", "code" => "silent"),
+            unfinished_time: metrics::counter!("usher_unfinished_closed_total", "for" => "time"),
+            unfinished_room: metrics::counter!("usher_unfinished_closed_total", "for" => "room"),
+            unfinished_bytes: metrics::gauge!("usher_unfinished_bytes"),
             lease_remaining: metrics::gauge!("usher_lease_remaining_seconds"),
             acting: metrics::gauge!("usher_node_acting_teams"),
             cut_off: metrics::gauge!("usher_node_cut_off"),
@@ -61,6 +69,11 @@ impl Figures {
     /// Counts a Close that is going out.
     pub(crate) fn closed(&self, code: u16) {
         metrics::counter!("usher_closes_total", "code" => code.to_string()).increment(1);
+    }
+
+    /// Counts a client that sent too much in a short time.
+    pub(crate) fn too_fast(&self, rate: Rate) {
+        metrics::counter!("usher_too_fast_total", "what" => rate.word()).increment(1);
     }
 
     /// Counts a ticket that opened nothing.
@@ -89,6 +102,18 @@ fn describe() {
     metrics::describe_counter!(
         "usher_slow_readers_total",
         "Connections closed with 4308 because too much waited for them."
+    );
+    metrics::describe_counter!(
+        "usher_too_fast_total",
+        "Connections closed with 4310 because too much came in a short time, by what: frames, controls (pings, pongs), bytes."
+    );
+    metrics::describe_counter!(
+        "usher_unfinished_closed_total",
+        "Connections closed with 4308 in the middle of a message: it took too long, or all such messages together held too much."
+    );
+    metrics::describe_gauge!(
+        "usher_unfinished_bytes",
+        "What messages hold that have begun and not ended, those below 4 KiB left out."
     );
     metrics::describe_counter!(
         "usher_control_pretended_total",

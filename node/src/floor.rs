@@ -30,12 +30,15 @@ use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::outgoing::Outgoing;
 use crate::pacing::{self, Pacer};
 use crate::roster::Roster;
+use crate::unfinished::Unfinished;
 use crate::watchdog::Watchdog;
 
 /// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
 const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
 /// The name of the key that a process signs its own tickets with; no broker has one of that name.
 const RESUME_KID: &str = "resume";
+/// How long a connection that its client has replaced may stay, where the client closes it itself.
+const RETIRE_MS: u32 = 5_000;
 /// Descriptors kept free for listeners, the link, requests and files.
 const SPARE_DESCRIPTORS: u32 = 128;
 
@@ -57,6 +60,7 @@ pub(crate) struct Floor {
     pub(crate) watchdog: Arc<Watchdog>,
     /// The part that a bug ended, once one did: the process is about to end.
     pub(crate) bug: OnceLock<&'static str>,
+    pub(crate) unfinished: Unfinished,
     /// What this process signs its `resume` tickets with.
     resume_key: Key,
     /// Genuine tickets that were shown at the door.
@@ -135,7 +139,7 @@ pub(crate) struct Seat {
 
 impl Floor {
     pub(crate) fn new(config: Config) -> Self {
-        let on_lapse = config.on_lapse;
+        let (on_lapse, unfinished_bytes) = (config.on_lapse, config.unfinished_bytes);
         Self {
             config,
             figures: Figures::new(),
@@ -147,6 +151,7 @@ impl Floor {
             stopping: watch::Sender::new(None),
             watchdog: Arc::new(Watchdog::default()),
             bug: OnceLock::new(),
+            unfinished: Unfinished::new(unfinished_bytes),
             resume_key: Key::from_bytes(rand::random()),
             shown: AtomicU64::new(0),
             client_heard: AtomicU64::new(0),
@@ -285,8 +290,17 @@ impl Floor {
             && replaced != id
             && let Some(replaced) = roster.member(replaced)
         {
-            let goodbye = Goodbye::retry(CloseCode::Elsewhere, "replaced", jitter(1_000));
-            replaced.close(goodbye, self.clock.now(), EndedBy::Client);
+            replaced.close(replaced_goodbye(), self.clock.now(), EndedBy::Client);
+        }
+        // So has one that asked the broker: its network changed, and the old connection looks alive.
+        if let Some(replaced) = knock.claims.from.filter(|from| *from != id)
+            && let Some(replaced) = roster.member(replaced)
+        {
+            match replaced.speaks {
+                // It may be moving: it closes the old one itself once it is welcome here.
+                Speaks::Usher => replaced.retire_at(self.clock.now().wrapping_add(RETIRE_MS)),
+                Speaks::Plain => replaced.close(replaced_goodbye(), self.clock.now(), EndedBy::Client),
+            }
         }
         Some(Seat {
             floor: Arc::clone(self),
@@ -489,6 +503,11 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.floor.rise(&self.roster, &self.outbox);
     }
+}
+
+/// What is said to a connection whose client has another one now.
+pub(crate) fn replaced_goodbye() -> Goodbye {
+    Goodbye::retry(CloseCode::Elsewhere, "replaced", jitter(1_000))
 }
 
 /// A random wait below `bound_ms`: what is told to many clients must differ.

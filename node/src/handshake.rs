@@ -9,12 +9,14 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body_util::Full;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use usher_listen::answer::Answer;
+use usher_listen::frames::FrameLimits;
+use usher_listen::gate::Gate;
+use usher_listen::wire::upgraded;
 use usher_shared::frame::SUBPROTOCOL;
 use usher_shared::way::Wants;
 
@@ -132,18 +134,19 @@ fn lists(headers: &HeaderMap, name: http::HeaderName, token: &str) -> bool {
         .any(|part| part.trim().eq_ignore_ascii_case(token))
 }
 
+/// A client's WebSocket.
+pub(crate) type Socket = WebSocketStream<Gate<TcpStream>>;
+
 /// The WebSocket that an accepted upgrade becomes, on the bare TCP stream: hyper's wrapper around
 /// it would cost each idle connection its buffers.
 pub(crate) async fn websocket(
     upgrade: hyper::upgrade::OnUpgrade,
     config: WebSocketConfig,
-) -> Option<WebSocketStream<TcpStream>> {
-    let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    let stream = parts.io.into_inner();
-    usher_listen::accept::upgraded(&stream);
-    let read = parts.read_buf.to_vec();
-    Some(WebSocketStream::from_partially_read(stream, read, Role::Server, Some(config)).await)
+    limits: FrameLimits,
+) -> Option<Socket> {
+    let (stream, early) = upgraded(upgrade).await?;
+    let gate = Gate::new(stream, early, limits);
+    Some(WebSocketStream::from_raw_socket(gate, Role::Server, Some(config)).await)
 }
 
 #[cfg(test)]

@@ -33,6 +33,7 @@ mod post;
 mod roster;
 mod send_back;
 mod server;
+mod unfinished;
 mod watchdog;
 
 pub use brokers::{BrokerAddress, BrokerAddressError};

@@ -6,7 +6,7 @@
 
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::frame::{CloseCode, CloseReason};
@@ -19,8 +19,10 @@ const MAX_FRAMES: usize = 4_096;
 const KEPT_FRAMES: usize = 16;
 /// How long a Close may take, from asking for it to the end of the socket.
 const CLOSE_MS: u32 = 5_000;
-/// Pings without an answer that end a connection.
+/// Pings without a word that end a connection.
 const MISSES: u32 = 2;
+/// No time on the coarse clock that a message begins at.
+const NO_MESSAGE: u32 = u32::MAX;
 
 /// What a client understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +40,8 @@ pub(crate) struct Outbox {
     pub(crate) speaks: Speaks,
     /// When the client was last heard, on the coarse clock.
     heard: AtomicU32,
-    /// Pings sent since then.
-    pinged: AtomicU8,
+    /// When the message began that it has not finished; [`NO_MESSAGE`] without one.
+    message_since: AtomicU32,
     waiting: Mutex<Waiting>,
 }
 
@@ -48,6 +50,8 @@ struct Waiting {
     frames: VecDeque<Message>,
     bytes: usize,
     ping: bool,
+    pinged: u32,
+    retires_at: Option<u32>,
     phase: Phase,
     waker: Option<Waker>,
 }
@@ -60,9 +64,21 @@ enum Phase {
         goodbye: Option<Box<Goodbye>>,
         since: u32,
         by: EndedBy,
+        mood: Mood,
     },
     /// Drop the socket.
     Dead(EndedBy),
+}
+
+/// What a connection is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// Go on.
+    Well,
+    /// Send the Close, and listen no more.
+    Failing,
+    /// Drop the socket.
+    Dead,
 }
 
 /// How a connection is closed.
@@ -111,6 +127,10 @@ pub(crate) enum Swept {
     Fine,
     Silent,
     Stuck,
+    /// A message took too long: to be failed.
+    Unfinished,
+    /// Another connection has its place: to be closed.
+    Retired,
 }
 
 impl Outbox {
@@ -119,11 +139,13 @@ impl Outbox {
             id,
             speaks,
             heard: AtomicU32::new(now),
-            pinged: AtomicU8::new(0),
+            message_since: AtomicU32::new(NO_MESSAGE),
             waiting: Mutex::new(Waiting {
                 frames: VecDeque::new(),
                 bytes: 0,
                 ping: false,
+                pinged: now,
+                retires_at: None,
                 phase: Phase::Open,
                 waker: None,
             }),
@@ -169,6 +191,37 @@ impl Outbox {
         }
     }
 
+    /// Asks for a Close at once, and that the client is listened to no more: what it sent is dropped.
+    pub(crate) fn fail(&self, goodbye: Goodbye, now: u32) {
+        let mut waiting = self.waiting.lock();
+        if matches!(waiting.phase, Phase::Open) {
+            waiting.frames = VecDeque::new();
+            waiting.bytes = 0;
+            waiting.close(goodbye, now, EndedBy::Client);
+        }
+        if let Phase::Closing { mood, .. } = &mut waiting.phase {
+            *mood = Mood::Failing;
+        }
+        waiting.wake();
+    }
+
+    /// Another connection has taken this one's place: it is closed at `at`, when its client has had the
+    /// time to do so.
+    pub(crate) fn retire_at(&self, at: u32) {
+        self.waiting.lock().retires_at = Some(at);
+    }
+
+    /// The client began a message that it has not finished.
+    pub(crate) fn message_began(&self, now: u32) {
+        self.message_since
+            .store(now.min(NO_MESSAGE - 1), Ordering::Relaxed);
+    }
+
+    /// It finished it.
+    pub(crate) fn message_ended(&self) {
+        self.message_since.store(NO_MESSAGE, Ordering::Relaxed);
+    }
+
     /// Drops the socket without a word.
     pub(crate) fn kill(&self) {
         let mut waiting = self.waiting.lock();
@@ -177,17 +230,18 @@ impl Outbox {
         waiting.wake();
     }
 
-    /// Notes who is to be woken; `Err` when the socket is to be dropped.
-    pub(crate) fn listen(&self, waker: &Waker) -> Result<(), Dead> {
+    /// Notes who is to be woken, and says what is to be done.
+    pub(crate) fn listen(&self, waker: &Waker) -> Mood {
         let mut waiting = self.waiting.lock();
-        if matches!(waiting.phase, Phase::Dead(_)) {
-            return Err(Dead);
-        }
         match &mut waiting.waker {
             Some(known) if known.will_wake(waker) => {}
             other => *other = Some(waker.clone()),
         }
-        Ok(())
+        match waiting.phase {
+            Phase::Dead(_) => Mood::Dead,
+            Phase::Closing { mood, .. } => mood,
+            Phase::Open => Mood::Well,
+        }
     }
 
     /// What to write next.
@@ -213,9 +267,6 @@ impl Outbox {
     /// The client was heard.
     pub(crate) fn heard(&self, now: u32) {
         self.heard.store(now, Ordering::Relaxed);
-        if self.pinged.load(Ordering::Relaxed) != 0 {
-            self.pinged.store(0, Ordering::Relaxed);
-        }
     }
 
     /// Milliseconds since the client was heard.
@@ -223,9 +274,9 @@ impl Outbox {
         elapsed(now, self.heard.load(Ordering::Relaxed))
     }
 
-    /// Pings a connection that was idle for `ping_ms`, and ends one that missed [`MISSES`] of them
-    /// or did not manage to close in time.
-    pub(crate) fn sweep(&self, now: u32, ping_ms: u32) -> Swept {
+    /// Pings each `ping_ms`, whatever the client sends: some watch for it. Ends a connection that was
+    /// silent over [`MISSES`] pings or did not manage to close in time, and tells of one that has to go.
+    pub(crate) fn sweep(&self, now: u32, ping_ms: u32, message_ms: u32) -> Swept {
         let mut waiting = self.waiting.lock();
         match waiting.phase {
             Phase::Dead(_) => return Swept::Fine,
@@ -239,15 +290,24 @@ impl Outbox {
             }
             Phase::Open => {}
         }
-        let due = elapsed(now, self.heard.load(Ordering::Relaxed)) / ping_ms.max(1);
-        if due > MISSES {
+        let ping_ms = ping_ms.max(1);
+        if elapsed(now, self.heard.load(Ordering::Relaxed)) / ping_ms > MISSES {
             drop(waiting);
             self.kill();
             return Swept::Silent;
         }
-        if due > u32::from(self.pinged.load(Ordering::Relaxed)) {
-            self.pinged
-                .store(u8::try_from(due).unwrap_or(u8::MAX), Ordering::Relaxed);
+        let message_since = self.message_since.load(Ordering::Relaxed);
+        if message_since != NO_MESSAGE && elapsed(now, message_since) >= message_ms {
+            return Swept::Unfinished;
+        }
+        if waiting
+            .retires_at
+            .is_some_and(|at| elapsed(now, at) > 0 || now == at)
+        {
+            return Swept::Retired;
+        }
+        if elapsed(now, waiting.pinged) >= ping_ms {
+            waiting.pinged = now;
             waiting.ping = true;
             waiting.wake();
         }
@@ -272,16 +332,13 @@ impl Outbox {
     }
 }
 
-/// The socket is to be dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Dead;
-
 impl Waiting {
     fn close(&mut self, goodbye: Goodbye, now: u32, by: EndedBy) {
         self.phase = Phase::Closing {
             goodbye: Some(Box::new(goodbye)),
             since: now,
             by,
+            mood: Mood::Well,
         };
         self.wake();
     }
@@ -360,30 +417,68 @@ mod tests {
         assert_eq!(pushed.last(), Some(Pushed::TooSlow));
     }
 
+    /// What a sweep finds, and whether a ping is due.
+    fn pings(outbox: &Outbox, now: u32) -> (Swept, bool) {
+        let swept = outbox.sweep(now, 20_000, 60_000);
+        (swept, matches!(outbox.take(), Next::Frame(Message::Ping(_))))
+    }
+
     #[test]
     fn an_idle_connection_is_pinged_twice_and_then_ended() {
         let outbox = outbox();
-        let pings = |now| {
-            let swept = outbox.sweep(now, 20_000);
-            (swept, matches!(outbox.take(), Next::Frame(Message::Ping(_))))
+        assert_eq!(pings(&outbox, 20_999), (Swept::Fine, false));
+        assert_eq!(pings(&outbox, 21_000), (Swept::Fine, true));
+        assert_eq!(pings(&outbox, 22_000), (Swept::Fine, false));
+        assert_eq!(pings(&outbox, 41_000), (Swept::Fine, true));
+        assert_eq!(pings(&outbox, 60_999), (Swept::Fine, false));
+        assert_eq!(pings(&outbox, 61_000), (Swept::Silent, false));
+        assert_eq!(outbox.listen(Waker::noop()), Mood::Dead);
+    }
+
+    #[test]
+    fn a_client_that_speaks_is_pinged_on_time_too() {
+        let outbox = outbox();
+        let mut count = 0;
+        for now in (1_000..=121_000).step_by(500) {
+            outbox.heard(now);
+            count += u32::from(pings(&outbox, now).1);
+        }
+        assert_eq!(count, 6);
+    }
+
+    #[test]
+    fn a_message_has_to_end_in_time() {
+        let outbox = outbox();
+        let swept = |now| {
+            outbox.heard(now);
+            outbox.sweep(now, 20_000, 60_000)
         };
-        assert_eq!(pings(20_999), (Swept::Fine, false));
-        assert_eq!(pings(21_000), (Swept::Fine, true));
-        assert_eq!(pings(22_000), (Swept::Fine, false));
-        outbox.heard(30_000);
-        assert_eq!(pings(41_000), (Swept::Fine, false));
-        assert_eq!(pings(50_000), (Swept::Fine, true));
-        assert_eq!(pings(70_000), (Swept::Fine, true));
-        assert_eq!(pings(90_000), (Swept::Silent, false));
-        assert_eq!(outbox.listen(Waker::noop()), Err(Dead));
+        outbox.message_began(2_000);
+        assert_eq!(swept(61_999), Swept::Fine);
+        outbox.message_ended();
+        assert_eq!(swept(62_000), Swept::Fine);
+        outbox.message_began(63_000);
+        assert_eq!(swept(123_000), Swept::Unfinished);
+        outbox.push(Message::text("stale"), 100, 0);
+        outbox.fail(goodbye(), 123_000);
+        assert_eq!(outbox.listen(Waker::noop()), Mood::Failing);
+        assert!(matches!(outbox.take(), Next::Close(_)));
+    }
+
+    #[test]
+    fn whoever_was_replaced_goes_in_a_while_if_it_is_still_there() {
+        let outbox = outbox();
+        outbox.retire_at(6_000);
+        assert_eq!(outbox.sweep(5_999, 20_000, 60_000), Swept::Fine);
+        assert_eq!(outbox.sweep(6_000, 20_000, 60_000), Swept::Retired);
     }
 
     #[test]
     fn a_close_that_does_not_get_through_is_cut() {
         let outbox = outbox();
         outbox.close(goodbye(), u32::MAX - 1_000, EndedBy::Deadline);
-        assert_eq!(outbox.sweep(0, 20_000), Swept::Fine);
-        assert_eq!(outbox.sweep(CLOSE_MS, 20_000), Swept::Stuck);
+        assert_eq!(outbox.sweep(0, 20_000, 60_000), Swept::Fine);
+        assert_eq!(outbox.sweep(CLOSE_MS, 20_000, 60_000), Swept::Stuck);
         assert_eq!(outbox.ended_by(), EndedBy::Deadline);
     }
 }

@@ -4,12 +4,13 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::Body as _;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use usher_listen::answer::{Answer, body, problem};
+use usher_listen::inflow::Inflow;
 use usher_shared::clock::boottime;
 use usher_shared::frame::{CONTROL_PREFIX, pretends_control};
 use usher_shared::id::TeamId;
@@ -75,7 +76,7 @@ pub(crate) async fn post(
     done: &Done,
     knock: &Knock,
     headers: &HeaderMap,
-    incoming: Incoming,
+    incoming: Inflow,
 ) -> Answer {
     let key = match headers.get("idempotency-key").map(|key| key.to_str()) {
         None => None,
@@ -114,17 +115,18 @@ pub(crate) async fn post(
     )
 }
 
-async fn read(floor: &Floor, headers: &HeaderMap, incoming: Incoming) -> Result<Message, Problem> {
+async fn read(floor: &Floor, headers: &HeaderMap, incoming: Inflow) -> Result<Message, Problem> {
     let limit = floor.config.message_bytes;
+    let too_large = || Problem::new(413, "too_large", format!("a message is at most {limit} bytes"));
+    // Before the first byte: a client that waits for `100 Continue` need not send any.
+    if incoming.size_hint().lower() > limit as u64 {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, limit).collect()).await;
     let bytes: Bytes = match collected {
         Ok(Ok(collected)) => collected.to_bytes(),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(Problem::new(
-                413,
-                "too_large",
-                format!("a message is at most {limit} bytes"),
-            ));
+            return Err(too_large());
         }
         Ok(Err(_)) => return Err(Problem::new(400, "bad_body", "the body ended early")),
         Err(_) => return Err(Problem::new(408, "slow_body", "the body took longer than 10 s")),

@@ -23,8 +23,9 @@ use usher_shared::template::NodeUrl;
 use crate::NodeError;
 use crate::brokers::BrokerAddress;
 use crate::config::Config;
+use crate::connection::unfinished_goodbye;
 use crate::doors::{Doors, admin};
-use crate::floor::{Floor, jitter};
+use crate::floor::{Floor, jitter, replaced_goodbye};
 use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Sampler};
@@ -156,7 +157,7 @@ impl Node {
         let mut parts: JoinSet<Part> = JoinSet::new();
         let client_listener = serve(
             self.clients,
-            Limits::default(),
+            Limits::of("clients"),
             listening.clone(),
             service_fn(move |request| {
                 let doors = doors.clone();
@@ -173,7 +174,8 @@ impl Node {
             self.admin,
             Limits {
                 connections: 64,
-                ..Limits::default()
+                waiting: 16,
+                ..Limits::of("admin")
             },
             listening.clone(),
             service_fn(move |request| {
@@ -432,6 +434,7 @@ async fn sweep(floor: Arc<Floor>) {
     let ping = floor.config.ping;
     let tick = (ping / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
     let ping_ms = u32::try_from(ping.as_millis()).unwrap_or(u32::MAX);
+    let message_ms = u32::try_from(floor.config.message_time.as_millis()).unwrap_or(u32::MAX);
     let mut every = tokio::time::interval(tick);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let began = Instant::now();
@@ -447,8 +450,14 @@ async fn sweep(floor: Arc<Floor>) {
         last = now;
         for outbox in floor.everybody() {
             somebody |= outbox.silent_ms(now) <= since_last;
-            if outbox.sweep(now, ping_ms) == Swept::Silent {
-                floor.figures.silent.increment(1);
+            match outbox.sweep(now, ping_ms, message_ms) {
+                Swept::Fine | Swept::Stuck => {}
+                Swept::Silent => floor.figures.silent.increment(1),
+                Swept::Unfinished => {
+                    floor.figures.unfinished_time.increment(1);
+                    outbox.fail(unfinished_goodbye(), now);
+                }
+                Swept::Retired => outbox.close(replaced_goodbye(), now, EndedBy::Client),
             }
         }
         if somebody {
@@ -456,6 +465,11 @@ async fn sweep(floor: Arc<Floor>) {
                 .client_heard
                 .store(boottime().as_millis(), Ordering::Relaxed);
         }
+        #[allow(clippy::cast_precision_loss)] // A gauge.
+        floor
+            .figures
+            .unfinished_bytes
+            .set(floor.unfinished.bytes() as f64);
         floor.tidy();
     }
 }

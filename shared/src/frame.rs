@@ -29,10 +29,12 @@ pub enum CloseCode {
     Ticket = 4301,
     /// Go to the URL in the frame before this, or in the reason.
     Redirect = 4302,
-    /// The client read too slowly: come back through the broker.
+    /// The client read too slowly, or did not finish a message: come back through the broker.
     TooSlow = 4308,
     /// The team is elsewhere: come back through the broker.
     Elsewhere = 4309,
+    /// The client sent too much in a short time: come back through the broker, and send less.
+    TooFast = 4310,
     /// Moved, or the node restarts: come back through the broker.
     Restart = 4312,
     /// Full just now: come back through the broker, later.
@@ -47,11 +49,12 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Every code, for metrics and documentation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ticket,
         Self::Redirect,
         Self::TooSlow,
         Self::Elsewhere,
+        Self::TooFast,
         Self::Restart,
         Self::TryAgain,
         Self::BadRequest,

@@ -228,6 +228,11 @@ pub fn config(broker: SocketAddr) -> Config {
         ping: Duration::from_secs(20),
         message_bytes: 64 * 1024,
         queue_bytes: 256 * 1024,
+        message_time: Duration::from_secs(60),
+        unfinished_bytes: 32 << 20,
+        frames_per_s: 2_000,
+        controls_per_s: 20,
+        bytes_per_s: 16 << 20,
     }
 }
 

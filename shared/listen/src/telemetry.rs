@@ -30,6 +30,14 @@ fn describe() {
         unit,
         "Bugs that ended a task or a thread; the log says where"
     );
+    metrics::describe_counter!(
+        "usher_listener_cut_total",
+        "Connections in HTTP, in-band sockets and links that gave way to new ones because no room was left, by what they were doing."
+    );
+    metrics::describe_counter!(
+        "usher_listener_refused_total",
+        "Requests answered with 503 `busy` because no room was left for 5 s."
+    );
     metrics::counter!(LOG_LINES_DROPPED).increment(0);
     metrics::counter!(PANICS).increment(0);
 }
