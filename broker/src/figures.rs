@@ -160,8 +160,30 @@ impl Figures {
         for operation in &self.operations {
             if operation.state == OperationState::Running {
                 *remaining.entry(operation.kind).or_default() +=
-                    u64::from(operation.teams_waiting) + u64::from(operation.teams_leaving);
+                    u64::from(operation.teams_to_go) + u64::from(operation.teams_leaving);
             }
+        }
+        page.gauge(
+            "usher_operation_remaining_connections",
+            "Connections that running operations still have to move, by kind",
+        );
+        page.gauge(
+            "usher_operations_waiting",
+            "Running operations that wait for an operator, because what left does not arrive elsewhere",
+        );
+        for kind in kinds {
+            let of_kind = || {
+                self.operations.iter().filter(move |operation| {
+                    operation.state == OperationState::Running && operation.kind == kind
+                })
+            };
+            let labels = [("kind", kind.as_str())];
+            let to_go: u64 = of_kind()
+                .map(|operation| u64::from(operation.connections_to_go))
+                .sum();
+            page.value("usher_operation_remaining_connections", &labels, count(to_go));
+            let waiting = of_kind().filter(|operation| operation.waits).count();
+            page.value("usher_operations_waiting", &labels, count(waiting as u64));
         }
         page.gauge(
             "usher_operation_remaining_teams",

@@ -68,6 +68,14 @@ pub(crate) fn event_of(link: LinkId, message: ToBroker) -> Result<Option<Event>,
             bounded(departures.connections.len(), MAX_LIST)?;
             Event::Left { link, departures }
         }
+        ToBroker::Counted(counted) => {
+            bounded(counted.teams.len(), MAX_LIST)?;
+            Event::Counted { link, counted }
+        }
+        ToBroker::Missed(missed) => {
+            bounded(missed.teams.len(), MAX_LIST)?;
+            Event::Missed { link, missed }
+        }
         ToBroker::Bye { budget_ms } => Event::Bye { link, budget_ms },
         ToBroker::Unknown => return Ok(None),
     };

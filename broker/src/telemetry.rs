@@ -30,6 +30,7 @@ pub(crate) const TRUST: &str = "usher_node_trust_changes_total";
 pub(crate) const URL_FAILURES: &str = "usher_node_url_failures_total";
 pub(crate) const URLS_SHARED: &str = "usher_node_urls_shared_total";
 pub(crate) const SELF_PRESERVATION: &str = "usher_self_preservation_changes_total";
+pub(crate) const DELIVERIES_MISSED: &str = "usher_move_deliveries_missed_total";
 
 const CAUSES: [Cause; 7] = [
     Cause::Connect,
@@ -192,7 +193,16 @@ pub(crate) fn describe() {
         Unit::Count,
         "Times that self-preservation began or ended, and how"
     );
-    describe_counter!(OPERATIONS, Unit::Count, "Operations that began or ended, by kind");
+    describe_counter!(
+        OPERATIONS,
+        Unit::Count,
+        "Operations that began, ended, or waited because what left did not arrive, by kind"
+    );
+    describe_counter!(
+        DELIVERIES_MISSED,
+        Unit::Count,
+        "Frames that members of a team on its way did not get, one for each frame and member, as far as nodes count"
+    );
     register();
 }
 
@@ -211,7 +221,7 @@ fn register() {
         }
     }
     for kind in ["drain", "shed", "failover"] {
-        for step in ["began", "ended"] {
+        for step in ["began", "ended", "waited"] {
             counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
         }
     }
@@ -229,6 +239,7 @@ fn register() {
     for code in CODES {
         counter!(NODES_REFUSED, "code" => code).increment(0);
     }
+    counter!(DELIVERIES_MISSED).increment(0);
     counter!(STORE_REGRESSED).increment(0);
     for pace in ["even", "fast", "slow"] {
         counter!(CLOCK_PACE, "pace" => pace).increment(0);
@@ -286,13 +297,50 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "began").increment(1);
             tracing::info!(%operation, kind = kind.as_str(), %node, "operation began");
         }
+        Notice::OperationWaits {
+            operation,
+            node,
+            gone,
+            back,
+        } => {
+            counter!(OPERATIONS, "kind" => "drain", "step" => "waited").increment(1);
+            tracing::error!(
+                %operation,
+                %node,
+                gone,
+                back,
+                "what leaves does not arrive elsewhere: waiting. Drain the node again to let some more go, with \
+                 force to go on to the end, or undrain it"
+            );
+        }
+        Notice::Missed { deliveries } => counter!(DELIVERIES_MISSED).increment(*deliveries),
+        Notice::KeptAway { node, wish } => tracing::info!(
+            %node,
+            wish,
+            "an operator keeps this node from taking new teams, over restarts, too, until `usher undrain` or \
+             `usher uncordon`"
+        ),
         Notice::OperationEnded {
             operation,
             kind,
             detail,
+            report,
         } => {
             counter!(OPERATIONS, "kind" => kind.as_str(), "step" => "ended").increment(1);
-            tracing::info!(%operation, kind = kind.as_str(), detail, "operation ended");
+            tracing::info!(
+                %operation,
+                kind = kind.as_str(),
+                node = %report.node,
+                took_ms = report.elapsed_ms,
+                teams = report.teams,
+                teams_moved = report.teams_moved,
+                connections = report.connections,
+                moved = report.connections_moved,
+                back = report.connections_back,
+                not_back = report.connections_not_back,
+                detail,
+                "operation ended"
+            );
         }
         Notice::SelfPreservation {
             change,

@@ -13,8 +13,12 @@ use crate::operations;
 /// Move every team away from a node, a few at a time
 #[derive(Args)]
 #[command(
-    after_help = "Owners change at once; connections follow at the rate. The node stays up and takes nothing\n\
-    new until `usher undrain`. With --wait the exit code is 0 when the node is empty.\n\n\
+    after_help = "The node stays up and takes nothing new until `usher undrain`, over restarts of it, too. With\n\
+    --wait the exit code is 0 when the node is empty, 1 when teams that are pinned hard stay.\n\n\
+    A team goes together; with --rate one that has more connections than that is spread. When\n\
+    what leaves does not arrive elsewhere the drain waits and says so: drain again to let some\n\
+    more go, with --force to go on to the end, or undrain. Draining again with another --rate or\n\
+    --deadline changes those of the drain that is going on.\n\n\
     Examples:\n  usher drain node-1 --wait\n  usher drain node-1 --rate 50\n  \
     usher drain node-1 --deadline 5m --force"
 )]
@@ -27,7 +31,8 @@ pub(crate) struct DrainArgs {
     /// When it must be done; the rate rises if it must
     #[arg(long, value_name = "DURATION")]
     deadline: Option<HumanDuration>,
-    /// Go on although the other nodes cannot hold it, or a team is pinned here
+    /// Go on although the other nodes cannot hold it, or a team is pinned here; of a drain that is
+    /// going on: although nobody arrives elsewhere
     #[arg(long)]
     force: bool,
     /// Follow it to its end and print the report
@@ -46,5 +51,11 @@ pub(crate) async fn run(args: DrainArgs) -> Result<ExitCode, Failure> {
     };
     let path = format!("/v1/nodes/{}/drain", args.node);
     let view: OperationView = api.post(&path, &body).await?;
+    if let Some(asked) = args.rate.filter(|asked| *asked < view.rate_per_s) {
+        operations::note(&format!(
+            "{asked} connections/s would not meet the deadline; it goes at {}",
+            view.rate_per_s
+        ));
+    }
     operations::started(&api, view, args.wait, args.ask.json).await
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use usher_shared::id::OperationId;
-use usher_shared::rest::{OperationState, OperationView, OperationsView};
+use usher_shared::rest::{OperationKind, OperationState, OperationView, OperationsView};
 
 use crate::api::{Api, ApiError, AskArgs, json};
 use crate::duration::for_people;
@@ -65,6 +65,11 @@ pub(crate) async fn one(args: OperationArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tells on standard error what an operator would not expect.
+pub(crate) fn note(words: &str) {
+    eprintln!("note: {words}");
+}
+
 /// Prints what was started, or with `wait` follows it to its end.
 pub(crate) async fn started(
     api: &Api,
@@ -115,10 +120,35 @@ async fn follow(api: &Api, mut view: OperationView, as_json: bool) -> Result<Exi
     } else {
         output::text(&report(&view));
     }
-    Ok(match view.state {
-        OperationState::Done => ExitCode::SUCCESS,
-        OperationState::Running | OperationState::Cancelled => ExitCode::FAILURE,
-    })
+    match view.state {
+        OperationState::Done if view.kind == OperationKind::Drain && view.teams_kept > 0 => Err(kept(&view)),
+        OperationState::Done => Ok(ExitCode::SUCCESS),
+        OperationState::Running | OperationState::Cancelled => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// A drain that is done and left teams behind: whoever waits for an empty node must not go on.
+fn kept(view: &OperationView) -> Failure {
+    let named: Vec<String> = view.teams_kept_named.iter().map(ToString::to_string).collect();
+    let more = match view.teams_kept as usize - named.len().min(view.teams_kept as usize) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let first = named.first().cloned().unwrap_or_else(|| "TEAM".to_owned());
+    Failure::new(anyhow::anyhow!(
+        "{} is not empty: {} pinned hard to it and stay: {}{more}",
+        view.node,
+        if view.teams_kept == 1 {
+            "a team is".to_owned()
+        } else {
+            format!("{} teams are", view.teams_kept)
+        },
+        named.join(", ")
+    ))
+    .try_this(format!(
+        "take the pin off with `usher assign {first}` and drain again, or `usher undrain {}`",
+        view.node
+    ))
 }
 
 /// The operation now. A broker that is away for a while is waited for: operations survive its restart.
@@ -135,14 +165,15 @@ async fn look(api: &Api, path: &str) -> Result<OperationView, ApiError> {
 }
 
 fn render_list(view: &OperationsView) -> String {
-    const COLUMNS: [Column; 8] = [
+    const COLUMNS: [Column; 9] = [
         Column::Text("OPERATION"),
         Column::Text("KIND"),
         Column::Text("NODE"),
         Column::Text("STATE"),
-        Column::Number("TEAMS"),
-        Column::Number("LEFT"),
-        Column::Number("ARRIVED"),
+        Column::Text("BEGAN"),
+        Column::Number("TEAMS MOVED"),
+        Column::Number("CONNECTIONS MOVED"),
+        Column::Number("BACK"),
         Column::Number("TOOK"),
     ];
     let rows = view.operations.iter().map(|operation| {
@@ -150,22 +181,51 @@ fn render_list(view: &OperationsView) -> String {
             operation.operation.to_string(),
             operation.kind.as_str().to_owned(),
             operation.node.to_string(),
-            state(operation.state).to_owned(),
+            state(operation).to_owned(),
+            time_of_day(operation.began_unix_ms),
             format!("{}/{}", operation.teams_moved, operation.teams),
-            format!("{}/{}", operation.connections_left, operation.connections),
-            operation.connections_arrived.to_string(),
+            format!("{}/{}", operation.connections_moved, connections(operation)),
+            operation.connections_back.to_string(),
             for_people(operation.elapsed_ms),
         ]
     });
     table::render(&COLUMNS, rows)
 }
 
-const fn state(state: OperationState) -> &'static str {
-    match state {
+const fn state(operation: &OperationView) -> &'static str {
+    match operation.state {
+        OperationState::Running if operation.waits => "waiting",
         OperationState::Running => "running",
         OperationState::Done => "done",
         OperationState::Cancelled => "cancelled",
     }
+}
+
+/// How many connections it is about, where that is known.
+fn connections(operation: &OperationView) -> String {
+    if operation.connections_known {
+        operation.connections.to_string()
+    } else {
+        "?".to_owned()
+    }
+}
+
+/// A moment as RFC 3339 has it, in UTC: the same on every machine that shows it.
+fn time_of_day(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1_000;
+    let (days, of_day) = (seconds / 86_400, seconds % 86_400);
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days; years begin in March.
+    let era_day = days + 719_468;
+    let era = era_day / 146_097;
+    let day_of_era = era_day % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (of_day / 3_600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 /// What an operation sets out to do, in one line.
@@ -191,15 +251,23 @@ pub(crate) fn progress(view: &OperationView) -> String {
     } else {
         format!("; {}", view.detail)
     };
+    let rest = match view.rate_per_s {
+        rate if rate > 0 && view.connections_to_go > 0 && !view.waits => {
+            let millis = u64::from(view.connections_to_go) * 1_000 / u64::from(rate);
+            format!(" (about {})", for_people(millis))
+        }
+        _ => String::new(),
+    };
     format!(
-        "{} of {}: {}/{} teams have a new owner, {}/{} connections left, {} arrived{detail}",
+        "{} of {}: {} of {} teams and {} of {} connections moved, {} to go{rest}, {} back{detail}",
         view.kind.as_str(),
         view.node,
         view.teams_moved,
         view.teams,
-        view.connections_left,
-        view.connections,
-        view.connections_arrived,
+        view.connections_moved,
+        connections(view),
+        view.connections_to_go,
+        view.connections_back,
     )
 }
 
@@ -221,40 +289,67 @@ pub(crate) fn report(view: &OperationView) -> String {
         view.operation,
         for_people(view.elapsed_ms)
     );
+    text.push_str(&match view.ended_unix_ms {
+        Some(ended) => format!(
+            "  from {} to {}\n",
+            time_of_day(view.began_unix_ms),
+            time_of_day(ended)
+        ),
+        None => format!("  since {}\n", time_of_day(view.began_unix_ms)),
+    });
     if !view.detail.is_empty() {
         text.push_str(&format!("  {}\n", view.detail));
     }
     text.push_str(&format!(
-        "  teams        {} of {} have a new owner",
+        "  teams        {} of {} moved",
         view.teams_moved, view.teams
     ));
-    if view.teams_waiting > 0 {
-        text.push_str(&format!(", {} wait", view.teams_waiting));
-    }
-    if view.teams_leaving > 0 {
-        text.push_str(&format!(", {} still leaving", view.teams_leaving));
+    for (teams, what) in [
+        (view.teams_to_go, "to go"),
+        (view.teams_leaving, "on their way"),
+        (view.teams_kept, "pinned here and kept"),
+    ] {
+        if teams > 0 {
+            text.push_str(&format!(", {teams} {what}"));
+        }
     }
     text.push_str(&format!(
-        "\n  connections  {} at the start, {} left, {} arrived elsewhere",
-        view.connections, view.connections_left, view.connections_arrived
+        "\n  connections  {} of {} moved",
+        view.connections_moved,
+        connections(view)
     ));
+    if view.connections_to_go > 0 {
+        text.push_str(&format!(", {} to go", view.connections_to_go));
+    }
+    text.push_str(&format!(", {} back elsewhere", view.connections_back));
     if view.state == OperationState::Done {
-        let missing = view.connections.saturating_sub(view.connections_arrived);
-        text.push_str(&format!(", {missing} not seen again"));
+        text.push_str(&format!(", {} not seen again", view.connections_not_back));
     }
     text.push('\n');
+    if let Some(deliveries) = view.deliveries_missed {
+        text.push_str(&format!(
+            "  messages     {} not delivered, to members that were on the other node or away\n",
+            count(deliveries, "copy").replace("copys", "copies")
+        ));
+    }
     text.push_str(&gaps(view));
     text
 }
 
 fn gaps(view: &OperationView) -> String {
     match (view.gap_p50_ms, view.gap_p99_ms, view.gap_max_ms) {
-        (Some(half), Some(most), Some(longest)) => format!(
-            "  gap          p50 {half} ms, p99 {most} ms, max {longest} ms (of {} told apart)\n",
-            count(u64::from(view.connections_matched), "connection")
-        ),
-        _ if view.connections_arrived > 0 => {
-            "  gap          unknown: these clients cannot be told apart (usher.v1 clients can)\n".to_owned()
+        (Some(half), Some(most), Some(longest)) => {
+            let error = match view.gap_error_ms {
+                Some(error) if error > 0 => format!(", each +-{error} ms"),
+                _ => String::new(),
+            };
+            format!(
+                "  gap          p50 {half} ms, p99 {most} ms, max {longest} ms{error} (of {} told apart)\n",
+                count(u64::from(view.connections_matched), "connection")
+            )
+        }
+        _ if view.connections_back > 0 => {
+            "  gap          unknown: none of them said which connection it had before\n".to_owned()
         }
         _ => String::new(),
     }
@@ -263,7 +358,6 @@ fn gaps(view: &OperationView) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use usher_shared::rest::OperationKind;
 
     pub(crate) fn operation(kind: OperationKind, state: OperationState) -> OperationView {
         OperationView {
@@ -272,20 +366,30 @@ pub(crate) mod tests {
             node: "node-1".parse().unwrap(),
             state,
             detail: String::new(),
+            waits: false,
             teams: 100,
             teams_moved: 40,
-            teams_waiting: 60,
+            teams_to_go: 60,
             teams_leaving: 3,
+            teams_kept: 0,
+            teams_kept_named: Vec::new(),
             connections: 2_000,
-            connections_left: 790,
-            connections_arrived: 780,
+            connections_known: true,
+            connections_moved: 790,
+            connections_to_go: 1_210,
+            connections_back: 780,
+            connections_not_back: 10,
             connections_matched: 400,
             gap_p50_ms: Some(0),
             gap_p99_ms: Some(31),
             gap_max_ms: Some(80),
+            gap_error_ms: Some(0),
+            deliveries_missed: Some(0),
             rate_per_s: 200,
             estimate_ms: 10_000,
             elapsed_ms: 4_100,
+            began_unix_ms: 1_795_656_174_000,
+            ended_unix_ms: None,
         }
     }
 
@@ -298,13 +402,15 @@ pub(crate) mod tests {
         );
         assert_eq!(
             progress(&view),
-            "drain of node-1: 40/100 teams have a new owner, 790/2000 connections left, 780 arrived"
+            "drain of node-1: 40 of 100 teams and 790 of 2000 connections moved, 1210 to go (about 6.0 s), 780 back"
         );
         assert_eq!(
             report(&view),
             "drain of node-1 (drain-7-1): running for 4.1 s (estimate 10 s)\n  \
-             teams        40 of 100 have a new owner, 60 wait, 3 still leaving\n  \
-             connections  2000 at the start, 790 left, 780 arrived elsewhere\n  \
+             since 2026-11-26T01:22:54Z\n  \
+             teams        40 of 100 moved, 60 to go, 3 on their way\n  \
+             connections  790 of 2000 moved, 1210 to go, 780 back elsewhere\n  \
+             messages     0 copies not delivered, to members that were on the other node or away\n  \
              gap          p50 0 ms, p99 31 ms, max 80 ms (of 400 connections told apart)\n"
         );
     }
@@ -313,24 +419,65 @@ pub(crate) mod tests {
     fn a_report_marks_what_it_cannot_know() {
         let view = OperationView {
             teams_moved: 100,
-            teams_waiting: 0,
+            teams_to_go: 0,
             teams_leaving: 0,
-            connections_left: 2_000,
-            connections_arrived: 1_990,
+            connections_known: false,
+            connections_moved: 2_000,
+            connections_to_go: 0,
+            connections_back: 1_990,
+            connections_not_back: 10,
             connections_matched: 0,
             gap_p50_ms: None,
             gap_p99_ms: None,
             gap_max_ms: None,
+            deliveries_missed: None,
             detail: "no team is left".to_owned(),
+            ended_unix_ms: Some(1_795_656_178_100),
             ..operation(OperationKind::Drain, OperationState::Done)
         };
         assert_eq!(
             report(&view),
-            "drain of node-1 (drain-7-1): done in 4.1 s (estimate 10 s)\n  no team is left\n  \
-             teams        100 of 100 have a new owner\n  \
-             connections  2000 at the start, 2000 left, 1990 arrived elsewhere, 10 not seen again\n  \
-             gap          unknown: these clients cannot be told apart (usher.v1 clients can)\n"
+            "drain of node-1 (drain-7-1): done in 4.1 s (estimate 10 s)\n  \
+             from 2026-11-26T01:22:54Z to 2026-11-26T01:22:58Z\n  no team is left\n  \
+             teams        100 of 100 moved\n  \
+             connections  2000 of ? moved, 1990 back elsewhere, 10 not seen again\n  \
+             gap          unknown: none of them said which connection it had before\n"
         );
+    }
+
+    #[test]
+    fn gaps_that_may_be_off_say_by_how_much() {
+        let view = OperationView {
+            gap_error_ms: Some(100),
+            ..operation(OperationKind::Drain, OperationState::Running)
+        };
+        assert!(report(&view).contains("max 80 ms, each +-100 ms (of 400"));
+    }
+
+    #[test]
+    fn a_drain_that_left_teams_behind_names_them_and_what_to_do() {
+        let view = OperationView {
+            teams_kept: 12,
+            teams_kept_named: vec!["hp".parse().unwrap(), "hq".parse().unwrap()],
+            ..operation(OperationKind::Drain, OperationState::Done)
+        };
+        let told = format!("{:?}", kept(&view));
+        assert!(
+            told.contains("12 teams are pinned hard") && told.contains("hp, hq and 10 more"),
+            "{told}"
+        );
+        assert!(told.contains("usher undrain node-1"), "{told}");
+    }
+
+    #[test]
+    fn moments_are_told_in_utc() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_827_696_000, "2000-02-29T12:34:56Z"),
+            (4_107_542_399_999, "2100-02-28T23:59:59Z"),
+        ] {
+            assert_eq!(time_of_day(unix_ms), text);
+        }
     }
 
     #[test]
@@ -340,8 +487,8 @@ pub(crate) mod tests {
         };
         assert_eq!(
             render_list(&view),
-            "OPERATION  KIND  NODE    STATE       TEAMS      LEFT  ARRIVED   TOOK\n\
-             drain-7-1  shed  node-1  cancelled  40/100  790/2000      780  4.1 s\n"
+            "OPERATION  KIND  NODE    STATE      BEGAN                 TEAMS MOVED  CONNECTIONS MOVED  BACK   TOOK\n\
+             drain-7-1  shed  node-1  cancelled  2026-11-26T01:22:54Z       40/100           790/2000   780  4.1 s\n"
         );
     }
 }

@@ -133,7 +133,7 @@ fn clients_survive_a_killed_node_and_a_drained_one() {
     eventually("the dead node's teams have a new owner", || {
         let view = dev.json(&["operations"]);
         let mut operations = view["operations"].as_array().unwrap().iter();
-        operations.any(|operation| operation["kind"] == "failover" && operation["teams_waiting"] == 0)
+        operations.any(|operation| operation["kind"] == "failover" && operation["teams_to_go"] == 0)
     });
     eventually("the dead node is back", || {
         dev.json(&["status"])["nodes"]["ready"] == 2

@@ -14,9 +14,9 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
-use usher_shared::id::{ConnectionId, TeamId};
-use usher_shared::link::{Arrival, Departure, EndedBy, RefusedCode, TicketKey};
-use usher_shared::quantity::Epoch;
+use usher_shared::id::{ConnectionId, Label, OperationId, TeamId};
+use usher_shared::link::{Arrival, Departure, EndedBy, RefusedCode, TeamMissed, TicketKey};
+use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::secret::Key;
 use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
 
@@ -39,6 +39,8 @@ const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
 const RESUME_KID: &str = "resume";
 /// How long a connection that its client has replaced may stay, where the client closes it itself.
 const RETIRE_MS: u32 = 5_000;
+/// How long members of a team that moved here are waited for: whoever has not come by then may never do.
+const EXPECTED_MS: u64 = 15_000;
 /// Descriptors kept free for listeners, the link, requests and files.
 const SPARE_DESCRIPTORS: u32 = 128;
 
@@ -81,12 +83,17 @@ pub(crate) struct State {
     /// Why the last broker that answered wants nothing to do with this node; ends with a welcome.
     pub(crate) unwanted: Option<RefusedCode>,
     pub(crate) pacer: Pacer,
+    /// Why the teams of an operation go, for their clients; while any of them has a slot.
+    pub(crate) reasons: HashMap<OperationId, Label>,
     pub(crate) outgoing: Outgoing,
     /// By team, while it has connections.
     pub(crate) rosters: HashMap<TeamId, Arc<Roster>>,
     pub(crate) connections: u32,
     spent: SpentTickets,
     serial: u64,
+    /// Teams that moved here lately and whose members are still coming: how many, and until when they are
+    /// waited for.
+    expected: HashMap<TeamId, (u32, Timestamp)>,
     /// Clients that wait for a team to be assigned here.
     waiting: HashMap<TeamId, Vec<oneshot::Sender<()>>>,
 }
@@ -279,10 +286,19 @@ impl Floor {
                 .entry(team.clone())
                 .or_insert_with(|| Arc::new(Roster::new(team.clone()))),
         );
+        if let Some((many, _)) = state.expected.get(team)
+            && roster.is_empty()
+        {
+            roster.set_absent(*many);
+        }
         roster.join(Arc::clone(&outbox));
         state.connections += 1;
         self.figures.connections.set(state.connections);
         if state.mandate.holdings.opened(team, now) == Opened::Reported {
+            roster.one_came();
+            if let Some((many, _)) = state.expected.get_mut(team) {
+                *many = many.saturating_sub(1);
+            }
             self.report_arrival(state, knock, id);
         }
         // A client that was cut off and is gone already has its old name again.
@@ -349,31 +365,43 @@ impl Floor {
     }
 
     fn report_arrival(&self, state: &mut State, knock: &Knock, connection: ConnectionId) {
-        let dropped = state.outgoing.arrived(Arrival {
-            team: knock.team.clone(),
-            epoch: knock.claims.epoch,
-            connection,
-            from: knock.claims.from,
-        });
+        let dropped = state.outgoing.arrived(
+            Arrival {
+                team: knock.team.clone(),
+                epoch: knock.claims.epoch,
+                connection,
+                from: knock.claims.from,
+                age_ms: None,
+            },
+            boottime(),
+        );
         self.figures.reports_dropped.increment(dropped);
         self.outgoing.notify_one();
     }
 
     fn rise(&self, roster: &Roster, outbox: &Outbox) {
         let mut state = self.state.lock();
-        if roster.leave(outbox.id) {
+        let emptied = roster.leave(outbox.id);
+        if emptied {
             state.rosters.remove(&roster.team);
+        }
+        // Before the team is let go: what its members missed is told with the epoch it went by.
+        if emptied {
+            self.tell_missed(&mut state, roster);
         }
         state.connections = state.connections.saturating_sub(1);
         self.figures.connections.set(state.connections);
         let closed = state.mandate.holdings.closed(&roster.team, boottime());
         if let Some(epoch) = closed.departed {
-            let dropped = state.outgoing.left(Departure {
+            roster.one_went();
+            let departure = Departure {
                 team: roster.team.clone(),
                 epoch,
                 connection: outbox.id,
                 by: outbox.ended_by(),
-            });
+                age_ms: None,
+            };
+            let dropped = state.outgoing.left(departure, boottime());
             self.figures.reports_dropped.increment(dropped);
             self.outgoing.notify_one();
         }
@@ -383,6 +411,61 @@ impl Floor {
         }
         drop(state);
         self.gone.notify_one();
+    }
+
+    /// Members of a moving team are expected here.
+    pub(crate) fn expect(&self, state: &mut State, team: &TeamId, connections: u32) {
+        let here = state.rosters.get(team);
+        let there = connections.saturating_sub(here.map_or(0, |roster| roster.count()));
+        if let Some(roster) = here {
+            roster.set_absent(there);
+        }
+        let until = boottime().plus(EXPECTED_MS);
+        state.expected.insert(team.clone(), (there, until));
+    }
+
+    fn tell_missed(&self, state: &mut State, roster: &Roster) {
+        let deliveries = roster.take_missed();
+        let (Tenure::Held(epoch) | Tenure::Leaving(epoch)) = state.mandate.holdings.tenure(&roster.team)
+        else {
+            return;
+        };
+        if deliveries > 0 {
+            let missed = TeamMissed {
+                team: roster.team.clone(),
+                epoch,
+                deliveries,
+            };
+            let dropped = state.outgoing.missed(missed);
+            self.figures.reports_dropped.increment(dropped);
+            self.outgoing.notify_one();
+        }
+    }
+
+    /// Tells what members of moving teams missed, and stops waiting for those that have not come.
+    fn look_at_moving(&self, state: &mut State) {
+        let now = boottime();
+        let over: Vec<TeamId> = state
+            .expected
+            .iter()
+            .filter(|(_, (_, until))| *until <= now)
+            .map(|(team, _)| team.clone())
+            .collect();
+        for team in over {
+            state.expected.remove(&team);
+            if let Some(roster) = state.rosters.get(&team) {
+                roster.set_absent(0);
+            }
+        }
+        let missed: Vec<Arc<Roster>> = state
+            .rosters
+            .values()
+            .filter(|roster| roster.has_missed())
+            .cloned()
+            .collect();
+        for roster in missed {
+            self.tell_missed(state, &roster);
+        }
     }
 
     /// Whether a load balancer should send clients here. A node that has lost its broker serves on, and its
@@ -425,6 +508,7 @@ impl Floor {
     /// Forgets clients that gave up waiting.
     pub(crate) fn tidy(&self) {
         let mut state = self.state.lock();
+        self.look_at_moving(&mut state);
         state.waiting.retain(|_, clients| {
             clients.retain(|client| !client.is_closed());
             !clients.is_empty()

@@ -5,8 +5,11 @@
 //! nothing.
 
 use std::collections::{HashMap, VecDeque};
-use usher_shared::id::{Label, TeamId};
-use usher_shared::link::{Activate, Assign, Confirm, Drain, Held, HoldState, Revoke, TeamEpoch, ToBroker};
+use usher_shared::id::{Label, OperationId, TeamId};
+use usher_shared::link::{
+    Activate, Assign, Confirm, Counted, Drain, Held, HoldState, MAX_LIST, Pace, Revoke, TeamCount, TeamEpoch,
+    TeamPace, ToBroker,
+};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 
@@ -125,6 +128,10 @@ pub enum Effect {
     Depart(Departing),
     /// Close the team's connections now: the team is elsewhere.
     Close(TeamId),
+    /// So many connections of the team are on their way here.
+    Expect(TeamId, u32),
+    /// The connections of an operation's teams go at another pace from now on.
+    Pace(Pace),
 }
 
 /// A team whose connections are to go.
@@ -134,12 +141,16 @@ pub struct Departing {
     pub team: TeamId,
     /// The epoch of the move.
     pub epoch: Epoch,
+    /// The operation that it goes by.
+    pub operation: OperationId,
     /// Its connections here.
     pub connections: u32,
     /// Milliseconds from now to their slot.
     pub after_ms: u64,
     /// Milliseconds from now until what is left is closed.
     pub by_ms: u64,
+    /// How fast they go, if the broker said so.
+    pub pace: Option<TeamPace>,
     /// Why, for the client.
     pub reason: Label,
 }
@@ -233,13 +244,19 @@ impl Holdings {
     }
 
     /// Exclusive effects for a prepared team may start.
-    pub fn activate(&mut self, activate: &Activate, link: u64) {
+    pub fn activate(&mut self, activate: &Activate, link: u64) -> Vec<Effect> {
         if let Some(State::Held(hold)) = self.teams.get_mut(&activate.team).map(|entry| &mut entry.state)
             && (hold.epoch == activate.epoch || planted::is(Bug::ActivateAnyEpoch))
         {
             hold.state = HoldState::Owned;
             hold.confirmed = link;
+            let expected = activate.expected.filter(|expected| *expected > 0);
+            return expected
+                .map(|connections| Effect::Expect(activate.team.clone(), connections))
+                .into_iter()
+                .collect();
         }
+        Vec::new()
     }
 
     /// What the inventory of this link showed of these teams stays as it was.
@@ -310,6 +327,10 @@ impl Holdings {
                 moved: Some(one.epoch),
                 revoked,
             });
+            if entry.connections > 0 {
+                // Before the answer that lets the new owner begin: it is told how many are on their way.
+                effects.push(Effect::Say(counted(drain, one, entry.connections)));
+            }
             effects.push(Effect::Say(yielded(&one.team, one.epoch)));
             if entry.connections == 0 {
                 self.remove(&one.team);
@@ -318,9 +339,11 @@ impl Holdings {
                 effects.push(Effect::Depart(Departing {
                     team: one.team.clone(),
                     epoch: one.epoch,
+                    operation: drain.operation.clone(),
                     connections: entry.connections,
                     after_ms: one.after_ms,
                     by_ms: drain.by_ms,
+                    pace: drain.pace,
                     reason: drain.reason.clone(),
                 }));
             }
@@ -450,6 +473,36 @@ impl Holdings {
         idle.take(most).collect()
     }
 
+    /// The connections of each team that is held and has any, in messages of a bounded size; at least one.
+    #[must_use]
+    pub fn counts(&self, operation: &OperationId) -> Vec<ToBroker> {
+        let connections = self
+            .teams
+            .values()
+            .fold(0, |sum: u32, entry| sum.saturating_add(entry.connections));
+        let held = self.teams.iter().filter_map(|(team, entry)| match &entry.state {
+            State::Held(hold) if entry.connections > 0 => Some(TeamCount {
+                team: team.clone(),
+                epoch: hold.epoch,
+                connections: entry.connections,
+            }),
+            _ => None,
+        });
+        let teams: Vec<TeamCount> = held.collect();
+        let pages = teams.len().div_ceil(MAX_LIST).max(1);
+        let mut teams = teams.into_iter();
+        (1..=pages)
+            .map(|page| {
+                ToBroker::Counted(Counted {
+                    operation: operation.clone(),
+                    connections,
+                    teams: teams.by_ref().take(MAX_LIST).collect(),
+                    more: page < pages,
+                })
+            })
+            .collect()
+    }
+
     /// How many teams are held.
     #[must_use]
     pub fn held(&self) -> usize {
@@ -468,6 +521,19 @@ fn named(team: &TeamId, epoch: Epoch) -> TeamEpoch {
         team: team.clone(),
         epoch,
     }
+}
+
+fn counted(drain: &Drain, one: &usher_shared::link::Move, connections: u32) -> ToBroker {
+    ToBroker::Counted(Counted {
+        operation: drain.operation.clone(),
+        connections,
+        teams: vec![TeamCount {
+            team: one.team.clone(),
+            epoch: one.epoch,
+            connections,
+        }],
+        more: true,
+    })
 }
 
 fn yielded(team: &TeamId, epoch: Epoch) -> ToBroker {

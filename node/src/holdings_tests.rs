@@ -40,6 +40,7 @@ fn drain(number: u64) -> Drain {
             after_ms: 100,
         }],
         by_ms: 1_000,
+        pace: None,
         term: Term::default(),
     }
 }
@@ -88,6 +89,7 @@ fn prepared_never_beats_owned_at_one_epoch() {
         &Activate {
             team: team("T1"),
             epoch: epoch(4),
+            expected: None,
             term: Term::default(),
         },
         1,
@@ -97,6 +99,7 @@ fn prepared_never_beats_owned_at_one_epoch() {
         &Activate {
             team: team("T1"),
             epoch: epoch(5),
+            expected: None,
             term: Term::default(),
         },
         1,
@@ -128,8 +131,13 @@ fn a_team_that_is_moved_away_yields_at_once_and_is_released_with_its_last_connec
     holdings.opened(&team("T1"), at(0));
     holdings.opened(&team("T1"), at(0));
     let effects = holdings.drain(&drain(7));
-    assert_eq!(effects.first(), Some(&say(ToBroker::Yielded, 7)));
-    assert!(matches!(&effects[1], Effect::Depart(going) if going.connections == 2 && going.after_ms == 100));
+    // How many are on their way is told first: the new owner is told with the order to begin.
+    assert!(matches!(
+        &effects[0],
+        Effect::Say(ToBroker::Counted(counted)) if counted.teams[0].connections == 2 && counted.more
+    ));
+    assert_eq!(effects[1], say(ToBroker::Yielded, 7));
+    assert!(matches!(&effects[2], Effect::Depart(going) if going.connections == 2 && going.after_ms == 100));
     assert_eq!(holdings.tenure(&team("T1")), Tenure::Leaving(epoch(7)));
     assert!(holdings.is_leaving_by(&team("T1"), epoch(7)));
     assert_eq!((holdings.held(), holdings.inventory().len()), (0, 0));
@@ -344,10 +352,10 @@ fn a_later_move_of_a_team_that_is_leaving_gives_its_connections_new_slots() {
     let mut holdings = Holdings::default();
     holdings.assign(&assign(5, OWNED), 1, at(0));
     holdings.opened(&team("T1"), at(0));
-    assert_eq!(holdings.drain(&drain(7)).len(), 2);
+    assert_eq!(holdings.drain(&drain(7)).len(), 3);
     let effects = holdings.drain(&drain(9));
-    assert_eq!(effects[0], say(ToBroker::Yielded, 9));
-    assert!(matches!(&effects[1], Effect::Depart(departing) if departing.epoch == epoch(9)));
+    assert_eq!(effects[1], say(ToBroker::Yielded, 9));
+    assert!(matches!(&effects[2], Effect::Depart(departing) if departing.epoch == epoch(9)));
     assert!(holdings.is_leaving_by(&team("T1"), epoch(9)));
     assert_eq!(holdings.drain(&drain(8)), [say(ToBroker::Yielded, 8)]);
     assert_eq!(holdings.acting(1), 0);

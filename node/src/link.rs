@@ -16,9 +16,10 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_util::sync::CancellationToken;
 use usher_dial::dial;
 use usher_listen::fold::{Fold, Said};
+use usher_shared::clock::boottime;
 use usher_shared::credential::{Credential, Look};
 use usher_shared::link::{
-    Hello, MAX_FRAME_BYTES, PATH, PROTOCOL, Refused, RefusedCode, ToBroker, ToNode, Welcome,
+    Hello, MAX_FRAME_BYTES, PACED_MOVES, PATH, PROTOCOL, Refused, RefusedCode, ToBroker, ToNode, Welcome,
 };
 use usher_shared::quantity::Millicores;
 use usher_shared::template::NodeUrl;
@@ -263,7 +264,7 @@ fn hello(floor: &Floor, introduction: &Introduction) -> Hello {
         node: config.node.clone(),
         incarnation: config.incarnation,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        capabilities: Vec::new(),
+        capabilities: PACED_MOVES.parse().into_iter().collect(),
         url: introduction.url.clone(),
         probe: introduction.probe.clone(),
         region: config.region.clone(),
@@ -366,7 +367,7 @@ async fn converse(
                     // `released` ends a move at the broker: who left must be known there by then.
                     let ends_a_move = answers.iter().any(|answer| matches!(answer, ToBroker::Released(_)));
                     let departures = if ends_a_move {
-                        state.outgoing.take_reports()
+                        state.outgoing.take_reports(boottime())
                     } else {
                         Vec::new()
                     };
@@ -382,7 +383,7 @@ async fn converse(
             () = at(report_at) => {
                 report_at = None;
                 may_report_at = Instant::now() + REPORT_EVERY;
-                let reports = floor.state.lock().outgoing.take_reports();
+                let reports = floor.state.lock().outgoing.take_reports(boottime());
                 for report in reports {
                     send(socket, &report).await?;
                 }

@@ -123,10 +123,7 @@ impl Mandate {
                 }
                 self.holdings.assign(&assign, link, now)
             }
-            ToNode::Activate(activate) => {
-                self.holdings.activate(&activate, link);
-                Vec::new()
-            }
+            ToNode::Activate(activate) => self.holdings.activate(&activate, link),
             ToNode::Confirm(confirm) if confirm.teams.len() <= MAX_LIST => {
                 self.holdings.confirm(&confirm, link);
                 Vec::new()
@@ -137,6 +134,11 @@ impl Mandate {
             }
             ToNode::Drain(drain) if drain.moves.len() <= MAX_LIST => self.holdings.drain(&drain),
             ToNode::Revoke(revoke) => self.holdings.revoke(&revoke),
+            ToNode::Count(count) => {
+                let counts = self.holdings.counts(&count.operation);
+                counts.into_iter().map(Effect::Say).collect()
+            }
+            ToNode::Pace(pace) => vec![Effect::Pace(pace)],
             _ => return Err(Unheeded::Unknown),
         })
     }
@@ -261,6 +263,8 @@ fn term_of(message: &ToNode) -> Option<Term> {
         ToNode::Peers(peers) => Some(peers.term),
         ToNode::Drain(drain) => Some(drain.term),
         ToNode::Revoke(revoke) => Some(revoke.term),
+        ToNode::Count(count) => Some(count.term),
+        ToNode::Pace(pace) => Some(pace.term),
         ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,
     }
 }
@@ -395,6 +399,7 @@ mod tests {
             ToNode::Activate(Activate {
                 team: team(),
                 epoch: epoch(number),
+                expected: None,
                 term: term(1),
             })
         };
@@ -501,6 +506,7 @@ mod tests {
                     count
                 ],
                 by_ms: 0,
+                pace: None,
                 term: term(1),
             })
         };

@@ -16,7 +16,7 @@ use crate::floor::{Broker, Floor, State, jitter};
 use crate::holdings::{Departing, Effect};
 use crate::mandate::{Link, Unheeded};
 use crate::outbox::{Goodbye, Outbox, Speaks};
-use crate::pacing::Who;
+use crate::pacing::{Slot, Who};
 use crate::send_back::Target;
 
 /// The most entries of `idle_teams` in a heartbeat.
@@ -27,6 +27,8 @@ const MAX_HOT: usize = 16;
 const ELSEWHERE_MS: u64 = 2_000;
 /// A slot is paced already; this only keeps team mates from knocking in the same millisecond.
 const SLOT_RETRY_MS: u64 = 100;
+/// Members of a large team that go in one slot come back at so many a second; nodes have taken more.
+const TOGETHER_PER_S: u64 = 4_000;
 
 /// The lease lapsed while the link stayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,11 @@ impl Floor {
             }
             Effect::Open(team) => state.open(&team),
             Effect::Depart(departing) => self.depart(state, &departing),
+            Effect::Expect(team, connections) => self.expect(state, &team, connections),
+            Effect::Pace(pace) => {
+                state.pacer.change(&pace, boottime());
+                self.planned.notify_one();
+            }
             Effect::Close(team) => {
                 for member in members(state, &team) {
                     let goodbye = Goodbye::retry(CloseCode::Elsewhere, "elsewhere", jitter(ELSEWHERE_MS));
@@ -115,51 +122,76 @@ impl Floor {
     }
 
     fn depart(&self, state: &mut State, departing: &Departing) {
-        let spread = state.pacer.plan(departing, boottime(), rand::random());
-        self.planned.notify_one();
-        let broker = state.broker.as_ref();
-        let connect = broker.and_then(|broker| Target::connect(&broker.public_url, &departing.team, ""));
-        for (index, member) in (0..).zip(members(state, &departing.team)) {
-            if member.speaks == Speaks::Plain {
-                continue;
-            }
-            let Some(connect) = &connect else { continue };
-            let told = Control::Move {
-                // Told on a WebSocket, to be opened as one: few libraries take `http` for that.
-                url: format!("{}?from={}", connect.url(LocationForm::Ws), member.id),
-                after_ms: spread.slot_ms(index),
-                by_ms: departing.by_ms,
-                reason: departing.reason.to_string(),
-            };
-            let told = Message::text(told.to_text());
-            let _ = member.push(told, self.config.queue_bytes, self.clock.now());
+        state.pacer.plan(departing, boottime(), rand::random());
+        for member in members(state, &departing.team) {
+            // It may have been told by an earlier move, after which the team came back.
+            member.set_told(false);
         }
+        state
+            .reasons
+            .insert(departing.operation.clone(), departing.reason.clone());
+        self.planned.notify_one();
     }
 
-    /// Closes the connections whose slots are due; when the next one is.
+    /// Lets those go whose slots are due; when the next one is.
     pub(crate) fn run_slots(&self) -> Option<std::time::Duration> {
         let mut state = self.state.lock();
         let now = boottime();
         while let Some(slot) = state.pacer.pop(now) {
-            if !state.mandate.holdings.is_leaving_by(&slot.team, slot.epoch) {
-                continue;
-            }
-            let (many, by) = match slot.who {
-                Who::Plain(many) => (many, EndedBy::Slot),
-                Who::All => (u32::MAX, EndedBy::Deadline),
-            };
-            let goes = |member: &Outbox| {
-                member.is_open() && (by == EndedBy::Deadline || member.speaks == Speaks::Plain)
-            };
-            let members = members(&state, &slot.team);
-            let going = members.iter().filter(|member| goes(member));
-            for member in going.take(usize::try_from(many).unwrap_or(usize::MAX)) {
-                let goodbye = Goodbye::retry(CloseCode::Restart, "moved", jitter(SLOT_RETRY_MS));
-                member.close(goodbye, self.clock.now(), by);
+            if state.mandate.holdings.is_leaving_by(&slot.team, slot.epoch) {
+                self.run_slot(&mut state, slot, now);
             }
         }
-        let next = state.pacer.next_due()?;
+        let Some(next) = state.pacer.next_due() else {
+            state.reasons.clear();
+            return None;
+        };
         Some(std::time::Duration::from_millis(next.since(boottime())))
+    }
+
+    fn run_slot(&self, state: &mut State, slot: Slot, now: Timestamp) {
+        let members = members(state, &slot.team);
+        let many = match slot.who {
+            Who::Next(many) => usize::try_from(many).unwrap_or(usize::MAX),
+            Who::All => {
+                for member in members.iter().filter(|member| member.is_open()) {
+                    let goodbye = Goodbye::retry(CloseCode::Restart, "moved", jitter(SLOT_RETRY_MS));
+                    member.close(goodbye, self.clock.now(), EndedBy::Deadline);
+                }
+                return;
+            }
+        };
+        let staying: Vec<_> = members.iter().filter(|member| member.stays()).collect();
+        let going = staying.len().min(many);
+        let broker = state.broker.as_ref();
+        let connect = broker.and_then(|broker| Target::connect(&broker.public_url, &slot.team, ""));
+        // Many that go together still come one after another.
+        let within_ms = SLOT_RETRY_MS.max(going as u64 * 1_000 / TOGETHER_PER_S);
+        for (at, member) in staying.iter().take(going).enumerate() {
+            member.set_told(true);
+            match (&connect, member.speaks) {
+                (Some(connect), Speaks::Usher) => {
+                    let told = Control::Move {
+                        // Told on a WebSocket, to be opened as one: few libraries take `http` for that.
+                        url: format!("{}?from={}", connect.url(LocationForm::Ws), member.id),
+                        after_ms: at as u64 * 1_000 / TOGETHER_PER_S,
+                        by_ms: slot.by.since(now),
+                        reason: state
+                            .reasons
+                            .get(&slot.operation)
+                            .map_or_else(String::new, ToString::to_string),
+                    };
+                    let told = Message::text(told.to_text());
+                    let _ = member.push(told, self.config.queue_bytes, self.clock.now());
+                }
+                _ => {
+                    let goodbye = Goodbye::retry(CloseCode::Restart, "moved", jitter(within_ms));
+                    member.close(goodbye, self.clock.now(), EndedBy::Slot);
+                }
+            }
+        }
+        let left = u32::try_from(staying.len() - going).unwrap_or(u32::MAX);
+        state.pacer.again(slot, left, now);
     }
 
     /// Heartbeat `seq`, noted as sent now.

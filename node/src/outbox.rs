@@ -6,7 +6,7 @@
 
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Waker;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::frame::{CloseCode, CloseReason};
@@ -42,6 +42,8 @@ pub(crate) struct Outbox {
     heard: AtomicU32,
     /// When the message began that it has not finished; [`NO_MESSAGE`] without one.
     message_since: AtomicU32,
+    /// Whether it was told to move.
+    told: AtomicBool,
     waiting: Mutex<Waiting>,
 }
 
@@ -140,6 +142,7 @@ impl Outbox {
             speaks,
             heard: AtomicU32::new(now),
             message_since: AtomicU32::new(NO_MESSAGE),
+            told: AtomicBool::new(false),
             waiting: Mutex::new(Waiting {
                 frames: VecDeque::new(),
                 bytes: 0,
@@ -312,6 +315,16 @@ impl Outbox {
             waiting.wake();
         }
         Swept::Fine
+    }
+
+    /// Notes whether it was told to move.
+    pub(crate) fn set_told(&self, told: bool) {
+        self.told.store(told, Ordering::Relaxed);
+    }
+
+    /// Whether it is there and was not told to go yet.
+    pub(crate) fn stays(&self) -> bool {
+        !self.told.load(Ordering::Relaxed) && self.is_open()
     }
 
     /// Whether nobody has asked for its end yet.

@@ -1,7 +1,8 @@
 //! What waits to be said to the broker.
 
 use std::collections::VecDeque;
-use usher_shared::link::{Arrival, Arrivals, Departure, Departures, MAX_LIST, ToBroker};
+use usher_shared::link::{Arrival, Arrivals, Departure, Departures, MAX_LIST, Missed, TeamMissed, ToBroker};
+use usher_shared::quantity::Timestamp;
 
 /// Answers that wait. A broker that is further behind is left and met again: the inventory says
 /// all that the answers would have.
@@ -13,8 +14,10 @@ const MAX_REPORTS: usize = 4 * MAX_LIST;
 #[derive(Debug, Default)]
 pub(crate) struct Outgoing {
     answers: VecDeque<ToBroker>,
-    arrived: VecDeque<Arrival>,
-    left: VecDeque<Departure>,
+    /// With when they came and went: the broker is told how long ago that was.
+    arrived: VecDeque<(Arrival, Timestamp)>,
+    left: VecDeque<(Departure, Timestamp)>,
+    missed: VecDeque<TeamMissed>,
 }
 
 /// The broker does not take its answers.
@@ -30,13 +33,19 @@ impl Outgoing {
     }
 
     /// An arrival, to be sent with others; returns how many were dropped for it.
-    pub(crate) fn arrived(&mut self, arrival: Arrival) -> u64 {
-        bounded(&mut self.arrived, arrival)
+    pub(crate) fn arrived(&mut self, arrival: Arrival, now: Timestamp) -> u64 {
+        bounded(&mut self.arrived, (arrival, now))
     }
 
     /// A departure, to be sent with others; returns how many were dropped for it.
-    pub(crate) fn left(&mut self, departure: Departure) -> u64 {
-        bounded(&mut self.left, departure)
+    pub(crate) fn left(&mut self, departure: Departure, now: Timestamp) -> u64 {
+        bounded(&mut self.left, (departure, now))
+    }
+
+    /// Frames that members of a team on its way did not get, to be sent with the others; returns how many
+    /// such entries were dropped for it.
+    pub(crate) fn missed(&mut self, missed: TeamMissed) -> u64 {
+        bounded(&mut self.missed, missed)
     }
 
     /// The answers, in order.
@@ -50,16 +59,26 @@ impl Outgoing {
 
     /// Whether reports wait.
     pub(crate) fn has_reports(&self) -> bool {
-        !self.arrived.is_empty() || !self.left.is_empty()
+        !self.arrived.is_empty() || !self.left.is_empty() || !self.missed.is_empty()
     }
 
     /// The reports, in messages of a bounded size.
-    pub(crate) fn take_reports(&mut self) -> Vec<ToBroker> {
-        let arrived = pages(std::mem::take(&mut self.arrived))
-            .map(|connections| ToBroker::Arrived(Arrivals { connections }));
-        let left = pages(std::mem::take(&mut self.left))
-            .map(|connections| ToBroker::Left(Departures { connections }));
-        arrived.chain(left).collect()
+    pub(crate) fn take_reports(&mut self, now: Timestamp) -> Vec<ToBroker> {
+        let arrived = std::mem::take(&mut self.arrived).into_iter();
+        let arrived = arrived.map(|(arrival, at)| Arrival {
+            age_ms: Some(now.since(at)),
+            ..arrival
+        });
+        let left = std::mem::take(&mut self.left).into_iter();
+        let left = left.map(|(departure, at)| Departure {
+            age_ms: Some(now.since(at)),
+            ..departure
+        });
+        let arrived = pages(arrived).map(|connections| ToBroker::Arrived(Arrivals { connections }));
+        let left = pages(left).map(|connections| ToBroker::Left(Departures { connections }));
+        let missed = pages(std::mem::take(&mut self.missed).into_iter())
+            .map(|teams| ToBroker::Missed(Missed { teams }));
+        arrived.chain(left).chain(missed).collect()
     }
 
     /// Forgets the answers of a link that is gone: the broker asks again for what it still needs.
@@ -77,8 +96,8 @@ fn bounded<T>(list: &mut VecDeque<T>, item: T) -> u64 {
     u64::from(full)
 }
 
-fn pages<T>(list: VecDeque<T>) -> impl Iterator<Item = Vec<T>> {
-    let mut items = list.into_iter().peekable();
+fn pages<T>(items: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
+    let mut items = items.peekable();
     std::iter::from_fn(move || {
         items.peek()?;
         Some(items.by_ref().take(MAX_LIST).collect())
@@ -97,18 +116,27 @@ mod tests {
             epoch: Epoch::new(1).unwrap(),
             connection: ConnectionId::new(Incarnation::from_bits(0), serial),
             from: None,
+            age_ms: None,
         }
     }
 
     #[test]
     fn reports_go_in_bounded_pages_and_the_oldest_are_dropped() {
         let mut outgoing = Outgoing::default();
-        let dropped: u64 = (0..10_000).map(|serial| outgoing.arrived(arrival(serial))).sum();
+        let at = Timestamp::from_millis;
+        let dropped: u64 = (0..10_000)
+            .map(|serial| outgoing.arrived(arrival(serial), at(1_000)))
+            .sum();
         assert_eq!(dropped, 2_000);
-        let pages = outgoing.take_reports();
+        let pages = outgoing.take_reports(at(1_070));
         assert_eq!(pages.len(), MAX_REPORTS / MAX_LIST);
         let first = ToBroker::Arrived(Arrivals {
-            connections: (2_000..4_000).map(arrival).collect(),
+            connections: (2_000..4_000)
+                .map(|serial| Arrival {
+                    age_ms: Some(70),
+                    ..arrival(serial)
+                })
+                .collect(),
         });
         assert_eq!(pages.first(), Some(&first));
         assert!(!outgoing.has_reports());

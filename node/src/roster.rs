@@ -2,7 +2,7 @@
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::id::{ConnectionId, TeamId};
 
@@ -19,6 +19,10 @@ pub(crate) struct Roster {
     members: Mutex<Vec<Arc<Outbox>>>,
     /// Frames since the last heartbeat.
     frames: AtomicU32,
+    /// Members that are on another node or on their way, while the team moves.
+    absent: AtomicU32,
+    /// Frames that those did not get, one for each frame and member, since this was last told.
+    missed: AtomicU64,
 }
 
 /// What became of a frame that was given to a team.
@@ -34,6 +38,8 @@ impl Roster {
             team,
             members: Mutex::new(Vec::new()),
             frames: AtomicU32::new(0),
+            absent: AtomicU32::new(0),
+            missed: AtomicU64::new(0),
         }
     }
 
@@ -80,6 +86,10 @@ impl Roster {
         frame: impl FnOnce() -> Message,
     ) -> Given {
         self.frames.fetch_add(1, Ordering::Relaxed);
+        let absent = self.absent.load(Ordering::Relaxed);
+        if absent > 0 {
+            self.missed.fetch_add(u64::from(absent), Ordering::Relaxed);
+        }
         let mut given = Given::default();
         let members = self.members.lock();
         if members.iter().all(|member| Some(member.id) == from) {
@@ -96,6 +106,46 @@ impl Roster {
         drop(members);
         self.frames.fetch_add(given.queued, Ordering::Relaxed);
         given
+    }
+
+    /// So many members are elsewhere from now on.
+    pub(crate) fn set_absent(&self, absent: u32) {
+        self.absent.store(absent, Ordering::Relaxed);
+    }
+
+    /// One more member is elsewhere.
+    pub(crate) fn one_went(&self) {
+        self.absent.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One of those that were elsewhere came in.
+    pub(crate) fn one_came(&self) {
+        let fewer = |absent: u32| absent.checked_sub(1);
+        let _ = self
+            .absent
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+    }
+
+    /// How many are here.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.members.lock().len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.lock().is_empty()
+    }
+
+    /// Whether a member that is elsewhere missed anything.
+    pub(crate) fn has_missed(&self) -> bool {
+        self.missed.load(Ordering::Relaxed) > 0
+    }
+
+    /// What members that are elsewhere missed since the last call.
+    pub(crate) fn take_missed(&self) -> u64 {
+        if self.missed.load(Ordering::Relaxed) == 0 {
+            return 0;
+        }
+        self.missed.swap(0, Ordering::Relaxed)
     }
 
     /// Connections, and frames in both directions since the last call.
@@ -130,5 +180,23 @@ mod tests {
             assert_eq!(roster.leave(*id), at + 1 == ids.len());
         }
         assert!(roster.members().is_empty());
+    }
+
+    #[test]
+    fn a_frame_counts_once_for_each_member_that_is_elsewhere() {
+        let roster = Roster::new("T1".parse().unwrap());
+        let frame = || Message::text("hello");
+        roster.give(None, 100, 0, frame);
+        roster.set_absent(2);
+        roster.give(None, 100, 0, frame);
+        roster.one_came();
+        roster.give(None, 100, 0, frame);
+        assert_eq!((roster.take_missed(), roster.take_missed()), (3, 0));
+        roster.one_came();
+        roster.one_came();
+        roster.give(None, 100, 0, frame);
+        roster.one_went();
+        roster.give(None, 100, 0, frame);
+        assert_eq!(roster.take_missed(), 1);
     }
 }

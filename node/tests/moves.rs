@@ -9,7 +9,10 @@ use support::*;
 use tokio::time::Instant;
 use usher_shared::frame::Control;
 use usher_shared::id::BrokerId;
-use usher_shared::link::{Assign, EndedBy, HoldState, Revoke, TeamEpoch, TeamSpec, ToBroker, ToNode};
+use usher_shared::link::{
+    Activate, Assign, Count, Drain, EndedBy, HoldState, Pace, Revoke, TeamEpoch, TeamPace, TeamSpec,
+    ToBroker, ToNode,
+};
 use usher_shared::quantity::Term;
 
 fn one(name: &str, number: u64) -> TeamEpoch {
@@ -20,7 +23,7 @@ fn one(name: &str, number: u64) -> TeamEpoch {
 }
 
 #[tokio::test]
-async fn a_drain_moves_usher_clients_at_once_and_closes_plain_ones_at_their_slot() {
+async fn a_drain_tells_usher_clients_to_move_and_closes_plain_ones_at_their_slot() {
     let mut rig = Rig::start().await;
     rig.gives("T1", 5).await;
     let mut usher = rig.joins_with_usher("T1", 5).await;
@@ -30,18 +33,21 @@ async fn a_drain_moves_usher_clients_at_once_and_closes_plain_ones_at_their_slot
     let mut plain = rig.joins("T1", 5).await;
     rig.broker.command(drain("T1", 7, 300, 1_000));
 
-    assert_eq!(
-        usher.told().await,
-        Control::Move {
-            url: format!("ws://broker.test:7400/connect/T1?from={connection}"),
-            after_ms: 300,
-            by_ms: 1_000,
-            reason: "drain".to_owned(),
-        }
-    );
-    // The old connection still relays until the new one is there.
-    usher.says("on my way").await;
-    assert_eq!(plain.hears().await, "on my way");
+    // Until its slot the team is together.
+    usher.says("still here").await;
+    assert_eq!(plain.hears().await, "still here");
+    let Control::Move {
+        url,
+        after_ms,
+        by_ms,
+        reason,
+    } = usher.told().await
+    else {
+        panic!("it is told to move");
+    };
+    assert_eq!(url, format!("ws://broker.test:7400/connect/T1?from={connection}"));
+    assert_eq!((after_ms, reason.as_str()), (0, "drain"));
+    assert!(by_ms <= 700, "{by_ms} ms are left of the second");
     let yielded = rig.broker.hears(|message| match message {
         ToBroker::Yielded(which) => Some(which),
         ToBroker::Released(_) => panic!("released before yielded"),
@@ -99,6 +105,83 @@ async fn a_team_that_comes_back_keeps_its_connections() {
         assert_eq!(stays.hears().await, "hello");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test]
+async fn a_node_counts_its_connections_when_it_is_asked() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    rig.gives("T2", 6).await;
+    let _clients = (rig.joins("T1", 5).await, rig.joins("T1", 5).await);
+    rig.broker.command(ToNode::Count(Count {
+        operation: "drain-1-1".parse().unwrap(),
+        term: Term::new(1).unwrap(),
+    }));
+    let counted = rig.broker.hears(|message| match message {
+        ToBroker::Counted(counted) => Some(counted),
+        _ => None,
+    });
+    let counted = counted.await;
+    assert_eq!((counted.connections, counted.more), (2, false));
+    let teams = counted
+        .teams
+        .iter()
+        .map(|one| (one.team.as_str(), one.connections));
+    assert_eq!(teams.collect::<Vec<_>>(), [("T1", 2)]);
+}
+
+#[tokio::test]
+async fn what_is_held_stays_until_the_broker_lets_it_go() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    let mut client = rig.joins("T1", 5).await;
+    let pace = |rate_per_s| TeamPace {
+        rate_per_s,
+        at_once: 10,
+        first: 0,
+    };
+    let ToNode::Drain(drain) = drain("T1", 7, 0, 200) else {
+        panic!("a drain")
+    };
+    let operation = drain.operation.clone();
+    let held = Drain {
+        pace: Some(pace(0)),
+        ..drain
+    };
+    rig.broker.command(ToNode::Drain(held));
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    client.says("held").await;
+    rig.broker.command(ToNode::Pace(Pace {
+        operation,
+        pace: pace(10),
+        by_ms: 5_000,
+        term: Term::new(1).unwrap(),
+    }));
+    let (_, reason) = client.closed().await;
+    assert_eq!(reason.code.as_deref(), Some("moved"));
+}
+
+#[tokio::test]
+async fn what_members_on_the_other_node_miss_is_counted() {
+    let mut rig = Rig::start().await;
+    rig.broker.command(ToNode::Assign(Assign {
+        spec: TeamSpec { moved: true },
+        ..assign("T1", 5)
+    }));
+    rig.broker.command(ToNode::Activate(Activate {
+        team: team("T1"),
+        epoch: epoch(5),
+        expected: Some(3),
+        term: Term::new(1).unwrap(),
+    }));
+    let mut first = rig.joins("T1", 5).await;
+    first.says("two are not here yet").await;
+    let missed = rig.broker.hears(|message| match message {
+        ToBroker::Missed(missed) => Some(missed),
+        _ => None,
+    });
+    let missed = missed.await;
+    assert_eq!((missed.teams[0].epoch, missed.teams[0].deliveries), (epoch(5), 2));
 }
 
 #[tokio::test]
@@ -228,6 +311,7 @@ async fn arrivals_of_a_moved_team_are_reported_with_the_connection_they_replace(
     });
     let arrived = arrived.await;
     assert_eq!(arrived.len(), 1);
+    assert!(arrived[0].age_ms.is_some());
     assert_eq!((arrived[0].epoch, arrived[0].from), (epoch(5), claims.from));
 }
 

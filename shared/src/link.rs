@@ -29,6 +29,9 @@ pub const MAX_LIST: usize = 2_000;
 pub const MAX_PEERS: usize = 3;
 /// The most labels of a node or a team.
 pub const MAX_LABELS: usize = 16;
+/// The capability of a node that answers [`Count`], keeps to the [`Pace`] of a drain, and reports every
+/// connection that arrives and leaves: only then is a drain watched, and its rate kept inside of a team.
+pub const PACED_MOVES: &str = "paced_moves";
 
 /// What a node says to the broker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +55,10 @@ pub enum ToBroker {
     Arrived(Arrivals),
     /// Connections of teams being taken away that went.
     Left(Departures),
+    /// How many connections teams have: the answer to a [`Count`], and at the begin of each move.
+    Counted(Counted),
+    /// Frames that members of a team on its way did not get.
+    Missed(Missed),
     /// SIGTERM came: the node asks to be drained and will be gone by then.
     Bye {
         /// How long the node will go on serving, in milliseconds.
@@ -84,6 +91,10 @@ pub enum ToNode {
     Confirm(Confirm),
     /// The drain command: these teams are owned elsewhere now; let their connections go, each at its slot.
     Drain(Drain),
+    /// How many connections has each team? For an operation that is about to begin.
+    Count(Count),
+    /// How fast the connections of an operation's teams go from now on.
+    Pace(Pace),
     /// Drop what is held of a team up to and including this epoch, and send its connections back to the broker.
     Revoke(Revoke),
     /// Other nodes to ask from now on whether they hear the broker.
@@ -302,6 +313,9 @@ pub struct Arrival {
     /// The connection that it replaces, where the client could say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ConnectionId>,
+    /// How long before this message was sent that was, in milliseconds; not known from older nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
 }
 
 /// Connections that went, of teams being taken away.
@@ -322,6 +336,51 @@ pub struct Departure {
     pub connection: ConnectionId,
     /// Who ended it.
     pub by: EndedBy,
+    /// How long before this message was sent that was, in milliseconds; not known from older nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+}
+
+/// How many connections teams have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Counted {
+    /// The operation that asked, or that takes the teams away.
+    pub operation: OperationId,
+    /// All connections of the node.
+    pub connections: u32,
+    /// The teams that have any; at most [`MAX_LIST`].
+    pub teams: Vec<TeamCount>,
+    /// Whether further pages follow. A count at the begin of a move says `true`: it answers no [`Count`].
+    pub more: bool,
+}
+
+/// How many connections a team has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeamCount {
+    /// The team.
+    pub team: TeamId,
+    /// The epoch under which it is held, or under which it goes.
+    pub epoch: Epoch,
+    /// Its connections here.
+    pub connections: u32,
+}
+
+/// Frames that members of a team on its way did not get, because they were on another node or away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Missed {
+    /// At most [`MAX_LIST`].
+    pub teams: Vec<TeamMissed>,
+}
+
+/// The same for one team, since the last such message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeamMissed {
+    /// The team.
+    pub team: TeamId,
+    /// The epoch of its move.
+    pub epoch: Epoch,
+    /// One for each frame and each member that it did not reach.
+    pub deliveries: u64,
 }
 
 /// Who ended a connection that was being moved.
@@ -421,6 +480,9 @@ pub struct Activate {
     pub team: TeamId,
     /// The epoch it was prepared under.
     pub epoch: Epoch,
+    /// How many connections are on their way here, where that is known: what a frame meanwhile does not reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<u32>,
     /// The broker's term.
     pub term: Term,
 }
@@ -446,6 +508,43 @@ pub struct Drain {
     pub moves: Vec<Move>,
     /// Milliseconds from now until what is left is closed, with jitter.
     pub by_ms: u64,
+    /// How fast connections go within each of these teams; without it a node has its own way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<TeamPace>,
+    /// The broker's term.
+    pub term: Term,
+}
+
+/// How fast the connections of one team go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TeamPace {
+    /// Connections a second; 0 holds those that are left.
+    pub rate_per_s: u32,
+    /// A team of at most so many goes in one slot.
+    pub at_once: u32,
+    /// Only so many go at first, to show that they arrive; the rest waits for a [`Pace`]. 0: no such limit.
+    #[serde(default)]
+    pub first: u32,
+}
+
+/// How fast the connections of an operation's teams go from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// The operation.
+    pub operation: OperationId,
+    /// The pace; its `first` means nothing here.
+    pub pace: TeamPace,
+    /// Milliseconds from now until what is left is closed. While the rate is 0 nothing is.
+    pub by_ms: u64,
+    /// The broker's term.
+    pub term: Term,
+}
+
+/// How many connections has each team of the node? Answered with [`Counted`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// For which operation.
+    pub operation: OperationId,
     /// The broker's term.
     pub term: Term,
 }

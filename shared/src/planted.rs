@@ -72,6 +72,16 @@ pub enum Bug {
     GrantsUnchecked,
     /// Drains move as fast as they can.
     DrainUnpaced,
+    /// A drain charges each team the node's mean, whatever it has.
+    DrainChargesMean,
+    /// A drain goes on to the end although nobody arrives.
+    DrainNeverWaits,
+    /// A failover leaves out the teams that moved because their clients asked for them.
+    KnocksLeftOut,
+    /// A restarted broker forgets what its operations had moved.
+    RestartForgetsMoves,
+    /// A connection counts as gone and come when its report does, up to a tenth of a second later.
+    GapsByReport,
     /// Clients that are closed together are told to come back together.
     SharedJitter,
     /// A route is published before the assignment behind it is durable.

@@ -454,7 +454,8 @@ pub struct DrainPost {
     /// When it must be done, in seconds, 1 to 86,400; the rate rises if it must.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_s: Option<u64>,
-    /// Go on although the other nodes cannot hold it, or a team is pinned here.
+    /// Go on although the other nodes cannot hold it, or a team is pinned here; of a drain that is going on:
+    /// although nobody arrives elsewhere.
     #[serde(default)]
     pub force: bool,
 }
@@ -487,21 +488,42 @@ pub struct OperationView {
     pub state: OperationState,
     /// What it waits for or why it ended, in words.
     pub detail: String,
-    /// Teams it set out to move.
+    /// Whether nothing more leaves just now because what left does not arrive elsewhere: an operator decides.
+    #[serde(default)]
+    pub waits: bool,
+    /// Teams it set out to move, and those that stay.
     pub teams: u32,
     /// Teams that have their new owner.
     pub teams_moved: u32,
     /// Teams still to be given a new owner.
-    pub teams_waiting: u32,
+    #[serde(alias = "teams_waiting")]
+    pub teams_to_go: u32,
     /// Teams with a new owner whose connections are still leaving.
     pub teams_leaving: u32,
-    /// Connections of those teams when it began, as the node had reported.
+    /// Teams that stay, because they are pinned hard to the node.
+    #[serde(default)]
+    pub teams_kept: u32,
+    /// Some of them; at most 10.
+    #[serde(default)]
+    pub teams_kept_named: Vec<TeamId>,
+    /// Connections of the teams it set out to move, as far as their node has counted them.
     pub connections: u32,
-    /// Connections that left the node.
-    pub connections_left: u32,
-    /// Connections of those teams that came in on their new nodes.
-    pub connections_arrived: u32,
-    /// Of these, the ones known to be the same client as one that left.
+    /// Whether the node ever said how many it had.
+    #[serde(default = "yes")]
+    pub connections_known: bool,
+    /// Connections that are gone from the node.
+    #[serde(alias = "connections_left")]
+    pub connections_moved: u32,
+    /// Connections that are still to go.
+    #[serde(default)]
+    pub connections_to_go: u32,
+    /// Connections of those teams that came in on their new nodes, at most as many as there were.
+    #[serde(alias = "connections_arrived")]
+    pub connections_back: u32,
+    /// Connections that are gone and were not seen again so far.
+    #[serde(default)]
+    pub connections_not_back: u32,
+    /// Of those that are back, the ones known to be the same client as one that went.
     pub connections_matched: u32,
     /// Time without a connection of the matched ones, in milliseconds: half of them had at most this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -512,12 +534,29 @@ pub struct OperationView {
     /// The longest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gap_max_ms: Option<u64>,
+    /// How far these may be off, because a node did not say how old its reports were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_error_ms: Option<u64>,
+    /// Frames that members of teams on their way did not get, one for each frame and member, as far as nodes
+    /// counted; left out when none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliveries_missed: Option<u64>,
     /// Connections moved a second.
     pub rate_per_s: u32,
     /// How long it was thought to take.
     pub estimate_ms: u64,
     /// How long it has taken so far, or took.
     pub elapsed_ms: u64,
+    /// When it began, in milliseconds since the Unix epoch.
+    #[serde(default)]
+    pub began_unix_ms: u64,
+    /// When its work was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_unix_ms: Option<u64>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What an operation does.

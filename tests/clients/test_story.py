@@ -56,7 +56,7 @@ async def test_a_client_is_back_on_another_node_after_its_node_was_drained(clust
         report = await eventually("the drain is done", lambda: cluster.finished(operation))
         assert report["state"] == "done" and report["teams_waiting"] == report["teams_leaving"] == 0, report
         assert report["teams"] == report["teams_moved"] >= 1, report
-        assert report["connections_left"] >= 2, report
+        assert report["connections_moved"] >= 2, report
         assert all(visit.code != 1000 for visit in client.visits + mate.visits), (client.visits, mate.visits)
 
 
@@ -97,7 +97,7 @@ async def test_a_client_that_speaks_usher_v1_is_drained_without_a_moment_offline
         await client.back(away_from=node)
         report = await eventually("the drain is done", lambda: cluster.finished(operation))
         # What it was offline for is a matter of the clock, but the broker must know that it is the same client.
-        assert report["connections_left"] == report["connections_arrived"] == report["connections_matched"], report
+        assert report["connections_moved"] == report["connections_back"] == report["connections_matched"], report
         assert [visit.code for visit in client.visits] == [None, None], client.visits
 
 

@@ -10,9 +10,9 @@ from harness.fleet import at
 
 TEAMS = 1_000
 CONNECTIONS = 2_000
-# The default of `usher node --stop-budget`, and the little that closing takes.
+# The default of `usher node --stop-budget`; all that a stop takes is inside of it, but for the process's end.
 STOP_BUDGET_S = 25.0
-LAST_CLOSES_S = 5.0
+LAST_WORDS_S = 0.5
 
 
 def test_a_drained_node_has_no_team_left_and_the_report_says_who_went_and_came(fleet, load, figure):
@@ -35,9 +35,9 @@ def test_a_drained_node_has_no_team_left_and_the_report_says_who_went_and_came(f
     (operation,) = fleet.view("/v1/operations")["operations"]
     assert (operation["kind"], operation["state"]) == ("drain", "done"), operation
     assert (operation["teams"], operation["teams_moved"]) == (TEAMS, TEAMS), operation
-    assert (operation["connections"], operation["connections_left"]) == (CONNECTIONS, CONNECTIONS), operation
-    assert f"{TEAMS} of {TEAMS} have a new owner" in drain.stdout, drain
-    assert f"{CONNECTIONS} at the start, {CONNECTIONS} left" in drain.stdout, drain
+    assert (operation["connections"], operation["connections_moved"]) == (CONNECTIONS, CONNECTIONS), operation
+    assert f"{TEAMS} of {TEAMS} moved" in drain.stdout, drain
+    assert f"{CONNECTIONS} of {CONNECTIONS} moved" in drain.stdout, drain
     wait_for_connections(fleet, CONNECTIONS)
     report = crowd.report()
     assert report["connected"] == CONNECTIONS and report["gave_up"] == 0, report
@@ -55,7 +55,7 @@ def test_a_node_that_is_told_to_stop_is_emptied_within_its_budget_and_leaves_in_
     process = fleet.processes["node-1"]
     began = time.monotonic()
     process.signal(signal.SIGTERM)
-    assert process.ended(within=STOP_BUDGET_S + LAST_CLOSES_S) == 0, process.text()
+    assert process.ended(within=STOP_BUDGET_S + LAST_WORDS_S) == 0, process.text()
     took_s = time.monotonic() - began
     assert teams_of(fleet, "node-1") == {}
     assert len(owners(fleet)) == teams

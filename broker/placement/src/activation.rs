@@ -10,7 +10,7 @@ use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
 use crate::core::Core;
-use crate::team::{Activation, Owner};
+use crate::team::{Activation, Move, Owner};
 
 /// What made a node stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +107,16 @@ impl Core {
     pub(crate) fn send_activate(&mut self, id: &TeamId) {
         let Some(team) = self.teams.get(id) else { return };
         let Some(owner) = team.owner.clone() else { return };
+        let expected = match &team.moving {
+            Some(Move::Leaving { operation, .. }) => operation
+                .as_ref()
+                .and_then(|operation| self.operations.get(operation)?.counted.get(id).copied()),
+            _ => None,
+        };
         let activate = Activate {
             team: id.clone(),
             epoch: team.epoch,
+            expected,
             term: self.term,
         };
         self.send(&owner.node, ToNode::Activate(activate));

@@ -3,7 +3,7 @@
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::link::{Refused, RefusedCode, ToNode};
 use usher_shared::quantity::Epoch;
-use usher_shared::rest::{Cause, Gate, OperationKind};
+use usher_shared::rest::{Cause, Gate, OperationKind, OperationView};
 use usher_shared::template::NodeUrl;
 
 use crate::event::{LinkId, RequestId};
@@ -315,6 +315,29 @@ pub enum Notice {
         /// Where.
         node: NodeId,
     },
+    /// What leaves by an operation does not arrive elsewhere: it waits for an operator.
+    OperationWaits {
+        /// Which.
+        operation: OperationId,
+        /// Where.
+        node: NodeId,
+        /// Connections that have left.
+        gone: u32,
+        /// Connections that have arrived.
+        back: u32,
+    },
+    /// Members of teams on their way did not get frames, because they were elsewhere or away.
+    Missed {
+        /// One for each frame and member.
+        deliveries: u64,
+    },
+    /// A node joined that an operator keeps from taking new teams.
+    KeptAway {
+        /// The node.
+        node: NodeId,
+        /// `cordoned` or `drained`.
+        wish: &'static str,
+    },
     /// An operation ended.
     OperationEnded {
         /// Which.
@@ -323,6 +346,8 @@ pub enum Notice {
         kind: OperationKind,
         /// How it ended, in words.
         detail: String,
+        /// Its figures.
+        report: Box<OperationView>,
     },
     /// Too many nodes fell silent at once, or that is over.
     SelfPreservation {

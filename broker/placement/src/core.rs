@@ -11,7 +11,7 @@ use crate::caution::Asked;
 use crate::choose::Decision;
 use crate::command::{Command, NodeEntry, Notice, Route};
 use crate::epochs::{Epochs, Reserve};
-use crate::event::{Event, LinkId};
+use crate::event::{Event, LinkId, RequestId};
 use crate::liveness::Mode;
 use crate::node::{Intent, Node, Seen};
 use crate::operation::Operation;
@@ -65,6 +65,8 @@ pub struct Core {
     /// Ended ones, oldest first.
     pub(crate) ended_operations: VecDeque<OperationId>,
     pub(crate) operations_begun: u64,
+    /// Who is answered once the connections of an operation's teams are counted.
+    pub(crate) awaiting_count: Vec<(RequestId, OperationId)>,
     pub(crate) index: Index,
     pub(crate) pool: Pool,
     /// Placements that count towards a young node's share.
@@ -133,6 +135,7 @@ impl Core {
             operations: BTreeMap::new(),
             ended_operations: VecDeque::new(),
             operations_begun: 0,
+            awaiting_count: Vec::new(),
             index: Index::default(),
             pool: Pool::default(),
             placed: 0,
@@ -186,6 +189,7 @@ impl Core {
         }
         for (id, record) in snapshot.teams {
             let team = Team::from_record(record, self.restart_fence);
+            self.count_stored_move(&id, &team);
             let owner = team
                 .owner
                 .clone()
@@ -200,6 +204,20 @@ impl Core {
                     self.unplaced.insert(id);
                 }
             }
+        }
+    }
+
+    /// What a running operation had moved before the restart still counts for it.
+    fn count_stored_move(&mut self, id: &TeamId, team: &Team) {
+        if planted::is(Bug::RestartForgetsMoves) || team.owner.is_none() {
+            return;
+        }
+        let operation = team.moved_by.as_ref();
+        if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(operation))
+            && operation.is_running()
+        {
+            operation.chosen.remove(id);
+            operation.moved.insert(id.clone(), team.epoch);
         }
     }
 
@@ -233,6 +251,8 @@ impl Core {
             Event::Released { link, held } => self.released(link, &held, now),
             Event::Arrived { link, arrivals } => self.arrived(link, &arrivals, now),
             Event::Left { link, departures } => self.left(link, &departures, now),
+            Event::Counted { link, counted } => self.counted(link, &counted, now),
+            Event::Missed { link, missed } => self.missed(link, &missed),
             Event::Bye { link, budget_ms } => self.bye(link, budget_ms, now),
             Event::LinkClosed { link } => self.link_closed(link, now),
             Event::Probed {
@@ -291,6 +311,7 @@ impl Core {
         self.watch_nodes(now);
         self.activate_after_leases(now);
         self.place_waiting(now);
+        self.end_late_counts(now);
         self.step_operations(now);
     }
 

@@ -1,7 +1,9 @@
 //! What happened: the input of the core.
 
 use usher_shared::id::{Incarnation, Label, NodeId, TeamId};
-use usher_shared::link::{Arrivals, Departures, Exited, Heartbeat, Hello, Inventory, TeamEpoch};
+use usher_shared::link::{
+    Arrivals, Counted, Departures, Exited, Heartbeat, Hello, Inventory, Missed, TeamEpoch,
+};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::{DrainPost, ShedPost, TeamPatch, TeamPut};
 
@@ -73,6 +75,20 @@ pub enum Event {
         link: LinkId,
         /// The connections.
         departures: Departures,
+    },
+    /// A node says how many connections its teams have.
+    Counted {
+        /// The link.
+        link: LinkId,
+        /// The counts.
+        counted: Counted,
+    },
+    /// Members of teams on their way did not get frames.
+    Missed {
+        /// The link.
+        link: LinkId,
+        /// How many.
+        missed: Missed,
     },
     /// A node got SIGTERM and asks to be drained.
     Bye {

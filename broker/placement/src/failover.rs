@@ -3,10 +3,10 @@
 //! A failover changes all owners of a dead node's teams in one go and waits for no answer from the
 //! new ones: a client that comes before its node has heard of it waits there.
 
-use usher_shared::id::{NodeId, TeamId};
+use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::link::{Refused, RefusedCode};
 use usher_shared::planted::{self, Bug};
-use usher_shared::quantity::Timestamp;
+use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{Cause, OperationKind};
 
 use crate::choose::Decision;
@@ -47,8 +47,11 @@ impl Core {
         if !node.stopping {
             node.trust.die(now);
         }
+        node.left_empty = node.teams.is_empty() && node.leaving.is_empty();
         node.die(proof, now);
         let connections = node.report.connections;
+        // Of a process that this run of the broker never heard it is not known.
+        let known = node.report.seq > 0;
         let teams: Vec<TeamId> = node.teams.iter().cloned().collect();
         let reserved: Vec<TeamId> = node.reserved.iter().cloned().collect();
         let leaving: Vec<TeamId> = node.leaving.iter().cloned().collect();
@@ -67,13 +70,26 @@ impl Core {
             self.finish_leaving(&team, "failed", now);
         }
         self.end_drain_of_dead(id, now);
-        if !teams.is_empty() {
-            let operation = self.begin_operation(OperationKind::Failover, id, now);
-            if let Some(operation) = self.operations.get_mut(&operation) {
-                operation.teams = count;
-                operation.connections = connections;
-                operation.left = connections;
-                operation.detail = evidence.to_owned();
+        let knocked = self.failing(id).filter(|_| !planted::is(Bug::KnocksLeftOut));
+        if !teams.is_empty() || knocked.is_some() {
+            let operation = match knocked {
+                Some(operation) => operation,
+                None => self.begin_operation(OperationKind::Failover, id, now),
+            };
+            if let Some(failover) = self.operations.get_mut(&operation) {
+                let moved = u32::try_from(failover.moved.len()).unwrap_or(u32::MAX);
+                failover.died = Some(now);
+                failover.teams = moved.saturating_add(count);
+                failover.connections = connections.max(failover.gone);
+                failover.connections_known = known;
+                failover.gone = failover.connections;
+                failover.detail = evidence.to_owned();
+                if !known {
+                    failover
+                        .detail
+                        .push_str("; how many connections it had is not known, the broker has just started");
+                }
+                failover.chosen.extend(teams.iter().cloned());
             }
             for team in teams {
                 self.drop_move(&team, "undone", now);
@@ -81,21 +97,59 @@ impl Core {
                     && let Some(team) = self.teams.get_mut(&team)
                 {
                     team.await_end_of(before);
+                    team.moved_by = Some(operation.clone());
                 }
                 self.place(&team, Cause::Failover, now);
-                if let Some(epoch) = self
-                    .teams
-                    .get(&team)
-                    .filter(|team| team.owner.is_some())
-                    .map(|team| team.epoch)
-                    && let Some(operation) = self.operations.get_mut(&operation)
-                {
-                    operation.moved.insert(team.clone(), epoch);
-                }
             }
             self.write_operation(&operation, now);
         }
         self.activate_after_leases(now);
+    }
+
+    /// The failover of a node that is silent or dead, once one has begun.
+    pub(crate) fn failing(&self, id: &NodeId) -> Option<OperationId> {
+        let ours = self.operations.values().find(|operation| {
+            operation.is_running()
+                && operation.kind == OperationKind::Failover
+                && operation.node == *id
+                && operation.died.is_none()
+        });
+        ours.map(|operation| operation.id.clone())
+    }
+
+    /// A team moves off a silent node because its clients ask for it: the failover has begun for that team.
+    pub(crate) fn move_knocked(&mut self, id: &TeamId, node: &NodeId, now: Timestamp) {
+        let operation = match self.failing(node) {
+            Some(operation) => operation,
+            None => {
+                let operation = self.begin_operation(OperationKind::Failover, node, now);
+                self.say(
+                    &operation,
+                    "the node is silent: its teams move as their clients ask for them",
+                );
+                if let Some(operation) = self.operations.get_mut(&operation) {
+                    operation.connections_known = false;
+                }
+                operation
+            }
+        };
+        self.move_now(id, Cause::Knock, Some(&operation), now);
+    }
+
+    /// A team without an owner has one: if a failover waits for it, that counts there.
+    fn count_placed(&mut self, id: &TeamId, epoch: Epoch, now: Timestamp) {
+        let Some(operation) = self.teams.get(id).and_then(|team| team.moved_by.clone()) else {
+            return;
+        };
+        if let Some(operation) = self.operations.get_mut(&operation)
+            && operation.is_running()
+            && operation.chosen.remove(id)
+        {
+            operation.moved.insert(id.clone(), epoch);
+            operation.touched = now;
+            operation.placed_at = now;
+            operation.unwritten = true;
+        }
     }
 
     /// Gives a team without an owner one, if any node can take it. Returns whether it did.
@@ -122,6 +176,7 @@ impl Core {
         }
         self.await_activation(id, now);
         self.commit_owner(id, target, decision);
+        self.count_placed(id, epoch, now);
         self.send_assign(id, Arrivals::Reported);
         true
     }

@@ -18,7 +18,13 @@
 //! | do clients get to a node, and does it stay up? | `trust` |
 //! | who may have exclusive effects, and from when? | `activation` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
-//! | which team leaves next, and when is a drain done? | `drain` |
+//! | how does an operation begin and end? | `drain` |
+//! | which team leaves next, and when is an operation done? | `advance` |
+//! | how fast do its connections go? | `speed` |
+//! | how many connections may an operation move now? | `bucket` |
+//! | do those that leave arrive elsewhere? | `returns` |
+//! | how many connections has each team of a node? | `counting` |
+//! | whose departure and arrival is that? | `arrivals` |
 //! | how does one team get from one node to another? | `moving` |
 //! | which epoch is next? | `epochs` |
 //! | do a node's clock and the broker's run alike? | `pace` |
@@ -29,14 +35,19 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod advance;
+mod arrivals;
+mod bucket;
 mod caution;
 mod choose;
 mod command;
 mod core;
+mod counting;
 mod drain;
 mod epochs;
 mod event;
 mod failover;
+mod gaps;
 mod link;
 mod liveness;
 mod moving;
@@ -48,8 +59,10 @@ pub mod pipeline;
 mod reconcile;
 mod record;
 mod request;
+mod returns;
 mod score;
 mod settings;
+mod speed;
 mod team;
 mod trust;
 mod view;

@@ -1,13 +1,12 @@
 //! What nodes say on their links, up to the point where a question of its own begins: joining is
 //! finished in [`crate::reconcile`], silence is judged in [`crate::liveness`].
 
-use usher_shared::id::{NodeId, TeamId};
+use usher_shared::id::NodeId;
 use usher_shared::link::{
-    Arrivals, Departures, Heartbeat, Hello, Inventory, PROTOCOL, Refused, RefusedCode, TeamEpoch, ToNode,
-    Welcome,
+    Heartbeat, Hello, Inventory, PROTOCOL, Refused, RefusedCode, TeamEpoch, ToNode, Welcome,
 };
 use usher_shared::planted::{self, Bug};
-use usher_shared::quantity::{Epoch, Timestamp};
+use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{DrainPost, TeamKind};
 
 use crate::activation::Order;
@@ -15,7 +14,6 @@ use crate::command::{Command, Notice};
 use crate::core::Core;
 use crate::event::LinkId;
 use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
-use crate::operation::Operation;
 use crate::record::Record;
 use crate::team::Move;
 
@@ -90,10 +88,11 @@ impl Core {
                 if node.incarnation() != hello.incarnation {
                     node.report = crate::node::Report::default();
                     node.trust.begin_anew();
-                    if node.stopping {
-                        node.stopping = false;
-                        node.intent = Intent::Active;
-                    }
+                    // A drain that began with SIGTERM ended with that process; an operator's has not.
+                    node.intent = node.wish();
+                    node.stopping = false;
+                    node.wish_before = None;
+                    node.left_empty = false;
                 }
                 // A new link counts its heartbeats from 1 again.
                 node.report.seq = 0;
@@ -105,6 +104,8 @@ impl Core {
                     node.lease_ms = node.lease_ms.max(lease_ms);
                 }
                 node.clock_pace.begin();
+                node.can_count = crate::node::can_count(&hello);
+                node.reports |= node.can_count;
                 node.hello = hello;
                 node.seen = seen;
                 node.version_rank = rank;
@@ -290,13 +291,29 @@ impl Core {
         self.publish_node(&id);
         let teams = self.nodes.get(&id).map_or(0, |node| node.teams.len());
         self.notice(Notice::NodeReady {
-            node: id,
+            node: id.clone(),
             teams: u32::try_from(teams).unwrap_or(u32::MAX),
         });
+        self.count_again(&id, now);
+        self.tell_wish(&id);
         self.tell_lonely_peers();
         self.await_the_others(now);
         self.end_grace_early();
         self.place_waiting(now);
+    }
+
+    /// A node that an operator keeps from taking teams has joined: nobody should have to wonder.
+    fn tell_wish(&mut self, id: &NodeId) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let wish = match node.wish() {
+            Intent::Active => return,
+            Intent::Cordoned => "cordoned",
+            Intent::Draining(_) => "drained",
+        };
+        self.notice(Notice::KeptAway {
+            node: id.clone(),
+            wish,
+        });
     }
 
     pub(crate) fn heartbeat(&mut self, link: LinkId, heartbeat: &Heartbeat, wall_ms: u64, now: Timestamp) {
@@ -415,48 +432,14 @@ impl Core {
         self.renew_what_was_released(&id, held, now);
     }
 
-    pub(crate) fn arrived(&mut self, link: LinkId, arrivals: &Arrivals, now: Timestamp) {
-        if self.speaker(link).is_none() {
-            return;
-        }
-        for arrival in &arrivals.connections {
-            self.count(&arrival.team, arrival.epoch, |operation| {
-                operation.arrived(arrival.from, now)
-            });
-        }
-    }
-
-    pub(crate) fn left(&mut self, link: LinkId, departures: &Departures, now: Timestamp) {
-        if self.speaker(link).is_none() {
-            return;
-        }
-        for departure in &departures.connections {
-            let connection = departure.connection;
-            self.count(&departure.team, departure.epoch, |operation| {
-                operation.departed(connection, now)
-            });
-        }
-    }
-
-    /// Lets the operations that moved this team under this epoch count something; a gap that comes
-    /// of it is told.
-    fn count(&mut self, team: &TeamId, epoch: Epoch, count: impl Fn(&mut Operation) -> Option<u64>) {
-        let ours = self
-            .operations
-            .values_mut()
-            .filter(|operation| operation.moved.get(team) == Some(&epoch));
-        let gaps: Vec<u64> = ours.filter_map(count).collect();
-        for millis in gaps {
-            self.notice(Notice::Gap { millis });
-        }
-    }
-
     pub(crate) fn bye(&mut self, link: LinkId, budget_ms: u64, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
-        node.stopping = true;
+        if !std::mem::replace(&mut node.stopping, true) {
+            node.wish_before = Some(node.intent.clone()).filter(|wish| *wish != Intent::Active);
+        }
         // A fifth is kept for the last clients to come back through this node's listener.
         let deadline_s = (budget_ms * 4 / 5 / 1_000).clamp(1, 86_400);
         let post = DrainPost {
@@ -486,7 +469,17 @@ impl Core {
         };
         // It may have been emptied on this side alone: whoever has not said that it stopped is not gone.
         if emptied && (planted::is(Bug::EmptiedIsGone) || !self.is_waited_for(&id, incarnation)) {
-            return self.forget_node(&id, now);
+            let wish = self.nodes.get(&id).map(Node::wish);
+            if wish.is_none_or(|wish| wish == Intent::Active) {
+                return self.forget_node(&id, now);
+            }
+            // It left as it should, and what an operator wanted of it is kept for the next of its name.
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.die(Proof::Proven, now);
+                node.left_empty = true;
+            }
+            self.rekey(&id);
+            return self.publish_node(&id);
         }
         self.probe(&id);
         self.rekey(&id);

@@ -180,6 +180,8 @@ impl Core {
         let (mut fell_silent, mut over, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for (id, node) in &mut self.nodes {
             let heard = node.heard();
+            // What an operator wants of a name outlasts its process.
+            let kept = node.wish() != crate::node::Intent::Active;
             let mut dead_after_ms = self.settings.dead_after_ms(node.lease_ms);
             if planted::is(Bug::SilenceIsProof) {
                 dead_after_ms /= 2;
@@ -209,7 +211,12 @@ impl Core {
                     // A node that is not known counts as stopped, so it is not forgotten before it has.
                     let stopped =
                         lease_over || *proof == Proof::Proven || planted::is(Bug::ForgottenBeforeStopped);
-                    if stopped && now.since(*since) >= self.settings.forget_ms {
+                    let kept_ms = if kept {
+                        self.settings.keep_wish_ms
+                    } else {
+                        self.settings.forget_ms
+                    };
+                    if stopped && now.since(*since) >= kept_ms {
                         gone.push(id.clone());
                     }
                 }

@@ -127,10 +127,15 @@ impl Core {
         now: Timestamp,
     ) {
         let Some(before) = self.disown(id) else { return };
-        let until = now.plus(self.settings.leave_ms + self.settings.settle_ms);
+        let until = now.plus(self.leave_within_ms(id, operation, now) + self.settings.settle_ms);
+        let mean_milli = self
+            .nodes
+            .get(&before.node)
+            .map_or(0, crate::node::Node::connections_per_team_milli);
         let Some(team) = self.teams.get_mut(id) else {
             return;
         };
+        team.moved_by = operation.cloned();
         let held = team.epoch;
         team.await_end_of(before.clone());
         team.epoch = decision.epoch;
@@ -151,6 +156,10 @@ impl Core {
             operation.leaving.insert(id.clone());
             operation.moved.insert(id.clone(), decision.epoch);
             operation.touched = now;
+            operation.placed_at = now;
+            operation.unwritten = true;
+            let cost = operation.cost_milli(id, mean_milli);
+            operation.charge(id, cost);
         }
         self.own(id, target.clone());
         self.write_team(id);
@@ -164,6 +173,21 @@ impl Core {
         });
         self.remember(id, decision);
         self.send_drain(id, now);
+    }
+
+    /// How long the connections of a team may take to leave: at its slots, and what a client needs on top.
+    fn leave_within_ms(&self, id: &TeamId, operation: Option<&OperationId>, now: Timestamp) -> u64 {
+        let settings = &self.settings;
+        let Some(operation) = operation.and_then(|operation| self.operations.get(operation)) else {
+            return settings.leave_ms;
+        };
+        let connections = operation.counted.get(id).copied().unwrap_or(0);
+        let within = settings.leave_ms + operation.spread_ms(connections, settings, now);
+        match operation.deadline {
+            // Clients are told by when: the process may be gone after it.
+            Some(deadline) => within.min(deadline.since(now)),
+            None => within,
+        }
     }
 
     /// Tells the old owner to let the connections of a moved team go.
@@ -186,8 +210,10 @@ impl Core {
             return;
         };
         let by = until.minus(self.settings.settle_ms);
+        let pace = self.team_pace(&operation, id, &owner.node, now);
+        let shows = pace.is_some_and(|pace| pace.first > 0);
         let drain = Drain {
-            operation,
+            operation: operation.clone(),
             reason,
             moves: vec![MoveTeam {
                 team: id.clone(),
@@ -197,9 +223,13 @@ impl Core {
                 after_ms: 0,
             }],
             by_ms: by.since(now),
+            pace,
             term: self.term,
         };
         let from = from.node.clone();
+        if shows && let Some(operation) = self.operations.get_mut(&operation) {
+            operation.parked = Some(id.clone());
+        }
         self.send(&from, ToNode::Drain(drain));
     }
 
@@ -224,8 +254,21 @@ impl Core {
                         self.drop_move(&id, "failed", now);
                     }
                 }
-                Some(Move::Leaving { until: at, .. }) if *at == until => {
-                    self.finish_leaving(&id, "timed_out", now)
+                Some(Move::Leaving {
+                    until: at, operation, ..
+                }) if *at == until => {
+                    let holds = operation
+                        .as_ref()
+                        .and_then(|operation| self.operations.get(operation))
+                        .is_some_and(|operation| {
+                            operation.is_running() && (operation.held || operation.parked.is_some())
+                        });
+                    if holds {
+                        // Its node was told to hold it, and will be told how long it has when it goes on.
+                        self.leave_until(&id, now.plus(self.settings.leave_ms));
+                    } else {
+                        self.finish_leaving(&id, "timed_out", now);
+                    }
                 }
                 _ => {}
             }
@@ -252,9 +295,15 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(&from.node) {
             node.leaving.remove(id);
         }
+        let reported = outcome == "arrived" && self.reports(&from.node);
         if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(&operation)) {
             operation.leaving.remove(id);
+            operation.settle(id, reported);
+            if operation.parked.as_ref() == Some(id) {
+                operation.parked = None;
+            }
             operation.touched = now;
+            operation.unwritten = true;
         }
         self.notice(Notice::Moved { cause, outcome });
     }
@@ -281,6 +330,7 @@ impl Core {
         self.epochs.undo(epoch);
         let cause = self.operations.get_mut(&operation).map(|operation| {
             operation.preparing.remove(id);
+            operation.refund(id);
             operation.cause()
         });
         self.notice(Notice::Moved {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
-use usher_shared::link::{Health, Held, Hello, Peer};
+use usher_shared::link::{Health, Held, Hello, PACED_MOVES, Peer};
 use usher_shared::quantity::{Millicores, Timestamp};
 use usher_shared::rest::NodeState;
 
@@ -148,6 +148,14 @@ pub(crate) struct Node {
     pub(crate) intent: Intent,
     /// Whether its process got SIGTERM: it will be gone soon whatever anyone wants.
     pub(crate) stopping: bool,
+    /// What an operator had wanted of it before that: the next process of its name is as before.
+    pub(crate) wish_before: Option<Intent>,
+    /// Whether it had nothing left when its process went: then that is no loss.
+    pub(crate) left_empty: bool,
+    /// Whether it answers `count` and keeps to a pace.
+    pub(crate) can_count: bool,
+    /// Whether it tells of each connection that arrives and leaves.
+    pub(crate) reports: bool,
     /// The longest lease it may hold.
     pub(crate) lease_ms: u64,
     /// Teams it owns, by id: what a failover and a drain walk through.
@@ -185,11 +193,16 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(hello: Hello, seen: Seen, intent: Intent, lease_ms: u64, version_rank: u64) -> Self {
+        let can_count = can_count(&hello);
         Self {
             hello,
             seen,
             intent,
             stopping: false,
+            wish_before: None,
+            left_empty: false,
+            can_count,
+            reports: can_count,
             lease_ms,
             teams: BTreeSet::new(),
             weight_sum: 0,
@@ -286,6 +299,13 @@ impl Node {
 
     /// What is seen of it, folded with what the operator asked: the one word for people and metrics.
     pub(crate) fn state(&self) -> NodeState {
+        if self.is_dead() {
+            return match self.wish() {
+                Intent::Draining(_) if self.left_empty => NodeState::Drained,
+                Intent::Cordoned if self.left_empty => NodeState::Cordoned,
+                _ => NodeState::Dead,
+            };
+        }
         match (&self.seen, &self.intent) {
             (Seen::Dead { .. }, _) => NodeState::Dead,
             (
@@ -306,12 +326,20 @@ impl Node {
         }
     }
 
-    /// What the store keeps of it. A drain asked for by SIGTERM ends with the process.
+    /// What an operator wants of it: a drain that began with SIGTERM ends with the process.
+    pub(crate) fn wish(&self) -> Intent {
+        if self.stopping {
+            self.wish_before.clone().unwrap_or(Intent::Active)
+        } else {
+            self.intent.clone()
+        }
+    }
+
+    /// What the store keeps of it.
     pub(crate) fn record(&self) -> NodeRecord {
-        let intent = match self.intent {
+        let intent = match self.wish() {
             Intent::Active => IntentRecord::Active,
             Intent::Cordoned => IntentRecord::Cordoned,
-            Intent::Draining(_) if self.stopping => IntentRecord::Active,
             Intent::Draining(_) => IntentRecord::Draining,
         };
         NodeRecord {
@@ -320,6 +348,14 @@ impl Node {
             lease_ms: self.lease_ms,
         }
     }
+}
+
+/// Whether a node says of itself that it can.
+pub(crate) fn can_count(hello: &Hello) -> bool {
+    hello
+        .capabilities
+        .iter()
+        .any(|capability| capability.as_str() == PACED_MOVES)
 }
 
 #[cfg(test)]

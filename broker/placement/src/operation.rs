@@ -2,13 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use usher_shared::id::{ConnectionId, NodeId, OperationId, TeamId};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{Cause, OperationKind, OperationState, OperationView};
 
+use crate::bucket::Bucket;
+use crate::gaps::{Gaps, UNAGED_ERROR_MS};
 use crate::record::OperationRecord;
+use crate::returns::Returns;
 
 /// The most connections of one operation whose gaps are matched one by one; the rest are counts.
 const MATCHED_MAX: usize = 100_000;
+/// The most teams that stay which a report names.
+const KEPT_NAMED: usize = 10;
 
 /// One operation.
 #[derive(Clone, Debug)]
@@ -19,15 +25,16 @@ pub(crate) struct Operation {
     pub(crate) state: OperationState,
     pub(crate) detail: String,
     pub(crate) began: Timestamp,
+    pub(crate) began_wall_ms: u64,
     pub(crate) ended: Option<Timestamp>,
     pub(crate) deadline: Option<Timestamp>,
-    pub(crate) rate_per_s: u64,
+    pub(crate) bucket: Bucket,
+    /// The rate that somebody asked for: it holds within a team, too.
+    pub(crate) rate_asked: Option<u32>,
     pub(crate) estimate_ms: u64,
-    /// Thousandths of a connection that may move now.
-    pub(crate) tokens: i64,
-    pub(crate) refilled: Timestamp,
     pub(crate) teams: u32,
-    /// For a shed: the teams that are still to move. A drain takes every team of its node.
+    /// Teams that are still to move: of a shed those that were picked, of a failover those that no node could
+    /// take yet. A drain takes every team of its node.
     pub(crate) chosen: BTreeSet<TeamId>,
     /// Teams whose target is making room.
     pub(crate) preparing: BTreeSet<TeamId>,
@@ -35,22 +42,98 @@ pub(crate) struct Operation {
     pub(crate) leaving: BTreeSet<TeamId>,
     /// Teams with a new owner, and the epoch they moved under: whose arrivals count here.
     pub(crate) moved: BTreeMap<TeamId, Epoch>,
+    /// Teams that stay where they are, because they are pinned hard to the node.
+    pub(crate) kept: Vec<TeamId>,
+    pub(crate) kept_count: u32,
     pub(crate) connections: u32,
-    pub(crate) left: u32,
-    pub(crate) arrived: u32,
+    /// Whether the node ever said how many it had.
+    pub(crate) connections_known: bool,
+    pub(crate) gone: u32,
+    pub(crate) back: u32,
+    /// Until when its node may count.
+    pub(crate) counting: Option<Timestamp>,
+    /// What its node counted: connections of the teams that have any. Empty for a node that cannot.
+    pub(crate) counted: BTreeMap<TeamId, u32>,
+    pub(crate) has_counts: bool,
+    /// What was taken from the bucket for teams under way.
+    going: BTreeMap<TeamId, Going>,
+    /// Connections that are gone and not back, by team; negative for those that arrived first.
+    away: BTreeMap<TeamId, i64>,
+    pub(crate) returns: Returns,
+    /// Where connections of this operation have arrived, and how many.
+    pub(crate) shown: BTreeMap<NodeId, u32>,
+    /// A team of which only the first went, until they have shown that they arrive.
+    pub(crate) parked: Option<TeamId>,
+    /// Whether nothing more leaves just now because what left does not arrive.
+    pub(crate) waits: bool,
+    /// Whether its node was told to hold what is left.
+    pub(crate) held: bool,
+    /// An operator has let it go on: nothing has to be shown any more.
+    pub(crate) trusted: bool,
+    /// Since when a failover is one: before that, its node is only silent.
+    pub(crate) died: Option<Timestamp>,
+    /// When it last gave a team a new owner.
+    pub(crate) placed_at: Timestamp,
     /// When connections left, for those that may be seen again.
-    departed: BTreeMap<ConnectionId, Timestamp>,
-    /// Connections whose successor came in before they left.
-    succeeded: BTreeSet<ConnectionId>,
-    gaps: Vec<u64>,
+    departed: BTreeMap<ConnectionId, At>,
+    /// Connections whose successor came in before their leaving was told.
+    succeeded: BTreeMap<ConnectionId, At>,
+    gaps: Gaps,
+    /// Deliveries that members of teams on their way missed, as far as nodes count them.
+    missed: Option<u64>,
     /// When anything last happened.
     pub(crate) touched: Timestamp,
+    /// When its progress was last written, and whether there is more since.
+    pub(crate) written: Timestamp,
+    pub(crate) unwritten: bool,
     /// Figures of a finished operation that was read from the store.
     stored: Option<OperationView>,
 }
 
+/// A moment, and how far it may be off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct At {
+    pub(crate) when: Timestamp,
+    pub(crate) error_ms: u64,
+}
+
+impl At {
+    /// The moment of something that a node reports now; `age_ms` is how long ago it says that was.
+    pub(crate) fn of(age_ms: Option<u64>, now: Timestamp) -> Self {
+        if planted::is(Bug::GapsByReport) {
+            return Self {
+                when: now,
+                error_ms: 0,
+            };
+        }
+        match age_ms {
+            Some(age_ms) => Self {
+                when: now.minus(age_ms),
+                error_ms: 0,
+            },
+            None => Self {
+                when: now,
+                error_ms: UNAGED_ERROR_MS,
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Going {
+    /// Thousandths of a connection.
+    charged: i64,
+    gone: u32,
+}
+
 impl Operation {
-    pub(crate) fn new(id: OperationId, kind: OperationKind, node: NodeId, now: Timestamp) -> Self {
+    pub(crate) fn new(
+        id: OperationId,
+        kind: OperationKind,
+        node: NodeId,
+        now: Timestamp,
+        wall_ms: u64,
+    ) -> Self {
         Self {
             id,
             kind,
@@ -58,24 +141,43 @@ impl Operation {
             state: OperationState::Running,
             detail: String::new(),
             began: now,
+            began_wall_ms: wall_ms,
             ended: None,
             deadline: None,
-            rate_per_s: 0,
+            bucket: Bucket::new(now),
+            rate_asked: None,
             estimate_ms: 0,
-            tokens: 0,
-            refilled: now,
             teams: 0,
             chosen: BTreeSet::new(),
             preparing: BTreeSet::new(),
             leaving: BTreeSet::new(),
             moved: BTreeMap::new(),
+            kept: Vec::new(),
+            kept_count: 0,
             connections: 0,
-            left: 0,
-            arrived: 0,
+            connections_known: true,
+            gone: 0,
+            back: 0,
+            counting: None,
+            counted: BTreeMap::new(),
+            has_counts: false,
+            going: BTreeMap::new(),
+            away: BTreeMap::new(),
+            returns: Returns::default(),
+            shown: BTreeMap::new(),
+            parked: None,
+            waits: false,
+            held: false,
+            trusted: false,
+            died: None,
+            placed_at: now,
             departed: BTreeMap::new(),
-            succeeded: BTreeSet::new(),
-            gaps: Vec::new(),
+            succeeded: BTreeMap::new(),
+            gaps: Gaps::default(),
+            missed: None,
             touched: now,
+            written: now,
+            unwritten: false,
             stored: None,
         }
     }
@@ -84,16 +186,32 @@ impl Operation {
     pub(crate) fn from_record(record: OperationRecord, now: Timestamp, wall_ms: u64) -> Self {
         let view = record.view;
         let began = now.minus(wall_ms.saturating_sub(record.began_wall_ms));
-        let mut operation = Self::new(view.operation.clone(), view.kind, view.node.clone(), began);
-        operation.refilled = now;
+        let mut operation = Self::new(
+            view.operation.clone(),
+            view.kind,
+            view.node.clone(),
+            began,
+            record.began_wall_ms,
+        );
+        operation.bucket = Bucket::new(now);
+        operation.bucket.set_rate(u64::from(view.rate_per_s));
+        operation.rate_asked = record.rate_asked;
         operation.touched = now;
+        operation.written = now;
         operation.state = view.state;
         operation.detail.clone_from(&view.detail);
-        operation.rate_per_s = u64::from(view.rate_per_s);
         operation.estimate_ms = view.estimate_ms;
         operation.teams = view.teams;
+        operation.kept.clone_from(&view.teams_kept_named);
+        operation.kept_count = view.teams_kept;
         operation.connections = view.connections;
+        operation.connections_known = view.connections_known;
+        operation.gone = view.connections_moved;
+        operation.back = view.connections_back;
+        operation.missed = view.deliveries_missed;
+        operation.gaps = Gaps::from_stored(record.gaps, view.gap_max_ms, view.gap_error_ms.unwrap_or(0));
         operation.chosen = record.chosen.into_iter().collect();
+        operation.died = record.died_wall_ms.map(|_| began);
         operation.deadline = record.deadline_wall_ms.map(|at| {
             if at >= wall_ms {
                 now.plus(at - wall_ms)
@@ -118,8 +236,11 @@ impl Operation {
         };
         OperationRecord {
             view: self.view(now),
-            began_wall_ms: wall(self.began),
+            began_wall_ms: self.began_wall_ms,
             deadline_wall_ms: self.deadline.map(wall),
+            died_wall_ms: self.died.map(wall),
+            rate_asked: self.rate_asked,
+            gaps: self.gaps.stored(),
             chosen: self.chosen.iter().take(100_000).cloned().collect(),
         }
     }
@@ -136,38 +257,187 @@ impl Operation {
         }
     }
 
-    /// A connection of a moved team left the node. Returns the gap when its successor was there first.
-    pub(crate) fn departed(&mut self, connection: ConnectionId, now: Timestamp) -> Option<u64> {
-        self.left = self.left.saturating_add(1);
+    fn touch(&mut self, now: Timestamp) {
         self.touched = now;
-        if self.succeeded.remove(&connection) {
-            return Some(self.gap(0));
+        self.unwritten = true;
+    }
+
+    /// Thousandths of a connection that a team has, as far as is known; `mean_milli` where its node did not count.
+    pub(crate) fn cost_milli(&self, team: &TeamId, mean_milli: u64) -> i64 {
+        let milli = if self.has_counts && !planted::is(Bug::DrainChargesMean) {
+            u64::from(self.counted.get(team).copied().unwrap_or(0)) * 1_000
+        } else {
+            mean_milli
+        };
+        i64::try_from(milli).unwrap_or(i64::MAX / 4)
+    }
+
+    /// A team sets out: its connections are taken from the bucket, once.
+    pub(crate) fn charge(&mut self, team: &TeamId, milli: i64) {
+        if self.going.contains_key(team) {
+            return;
+        }
+        self.bucket.charge(milli);
+        let going = Going {
+            charged: milli,
+            gone: 0,
+        };
+        self.going.insert(team.clone(), going);
+    }
+
+    /// Connections that are away, or about to be: of teams under way.
+    pub(crate) fn exposed(&self) -> u32 {
+        let still = self
+            .going
+            .values()
+            .map(|going| (going.charged - i64::from(going.gone) * 1_000).max(0))
+            .sum::<i64>();
+        let still = u32::try_from(still / 1_000).unwrap_or(u32::MAX);
+        self.returns.away().saturating_add(still)
+    }
+
+    /// It does not go after all, or not now.
+    pub(crate) fn refund(&mut self, team: &TeamId) {
+        if let Some(going) = self.going.remove(team) {
+            self.bucket.charge(-going.charged);
+        }
+    }
+
+    /// The node says how many connections the team has at the moment when it begins to go.
+    pub(crate) fn recount(&mut self, team: &TeamId, connections: u32) {
+        if planted::is(Bug::DrainChargesMean) {
+            return;
+        }
+        let Some(going) = self.going.get_mut(team) else {
+            return;
+        };
+        let milli = i64::from(connections) * 1_000;
+        self.bucket.charge(milli - going.charged);
+        going.charged = milli;
+        if self.has_counts {
+            let before = self.counted.insert(team.clone(), connections).unwrap_or(0);
+            self.connections = self
+                .connections
+                .saturating_sub(before)
+                .saturating_add(connections);
+        }
+    }
+
+    /// The last connection of a team has left. `reported`: its node tells of each, so what did not go was not there.
+    pub(crate) fn settle(&mut self, team: &TeamId, reported: bool) {
+        let Some(going) = self.going.remove(team) else {
+            return;
+        };
+        let unused = going.charged - i64::from(going.gone) * 1_000;
+        // Of a node that did not count, the mean may be wrong either way: only what is too little is mended.
+        if !reported || unused <= 0 || !self.has_counts {
+            return;
+        }
+        self.bucket.charge(-unused);
+        let never = u32::try_from(unused / 1_000).unwrap_or(0);
+        self.connections = self.connections.saturating_sub(never);
+    }
+
+    /// A connection of a moved team left the node. `watched`: it would be reported when it arrives. Returns
+    /// the gap when its successor is known.
+    pub(crate) fn departed(
+        &mut self,
+        team: &TeamId,
+        connection: ConnectionId,
+        at: At,
+        watched: bool,
+        now: Timestamp,
+    ) -> Option<u64> {
+        self.gone = self.gone.saturating_add(1);
+        self.touch(now);
+        if watched {
+            self.returns.gone(now);
+        }
+        if !self.going.contains_key(team) && self.has_counts {
+            // It was on its way when the others were counted.
+            self.connections = self.connections.saturating_add(1);
+        }
+        if let Some(going) = self.going.get_mut(team) {
+            going.gone = going.gone.saturating_add(1);
+            let beyond = i64::from(going.gone) * 1_000 - going.charged;
+            // More than was known of: they are paid for, too.
+            if beyond > 0 && !planted::is(Bug::DrainChargesMean) {
+                going.charged += beyond;
+                self.bucket.charge(beyond);
+            }
+        }
+        self.connections = self.connections.max(self.gone);
+        self.count_away(team, 1);
+        if let Some(there) = self.succeeded.remove(&connection) {
+            return Some(self.gap(at, there));
         }
         if self.departed.len() < MATCHED_MAX {
-            self.departed.insert(connection, now);
+            self.departed.insert(connection, at);
         }
         None
     }
 
-    /// A connection of a moved team came in elsewhere. Returns the gap when it is known whose it was.
-    pub(crate) fn arrived(&mut self, from: Option<ConnectionId>, now: Timestamp) -> Option<u64> {
-        self.arrived = self.arrived.saturating_add(1);
-        self.touched = now;
+    /// A connection of a moved team came in on `node`. Returns the gap when it is known whose it was.
+    pub(crate) fn arrived(
+        &mut self,
+        team: &TeamId,
+        from: Option<ConnectionId>,
+        node: &NodeId,
+        at: At,
+        now: Timestamp,
+    ) -> Option<u64> {
+        self.back = self.back.saturating_add(1);
+        self.returns.arrived();
+        *self.shown.entry(node.clone()).or_default() += 1;
+        self.touch(now);
+        self.count_away(team, -1);
         let from = from?;
         if let Some(left) = self.departed.remove(&from) {
-            return Some(self.gap(now.since(left)));
+            return Some(self.gap(left, at));
         }
         if self.succeeded.len() < MATCHED_MAX {
-            self.succeeded.insert(from);
+            self.succeeded.insert(from, at);
         }
         None
     }
 
-    fn gap(&mut self, millis: u64) -> u64 {
-        if self.gaps.len() < MATCHED_MAX {
-            self.gaps.push(millis);
+    fn count_away(&mut self, team: &TeamId, change: i64) {
+        let away = self.away.entry(team.clone()).or_default();
+        *away += change;
+        if *away == 0 {
+            self.away.remove(team);
         }
+    }
+
+    /// Whether a connection of this team is gone and not seen again.
+    pub(crate) fn misses(&self, team: &TeamId) -> bool {
+        match self.kind {
+            // Of a dead process nobody reported who left.
+            OperationKind::Failover => self.back < self.connections,
+            _ => self.away.get(team).is_some_and(|away| *away > 0),
+        }
+    }
+
+    /// Whether this very connection left by this operation and is not seen again.
+    pub(crate) fn knows(&self, connection: ConnectionId) -> bool {
+        self.departed.contains_key(&connection)
+    }
+
+    fn gap(&mut self, left: At, there: At) -> u64 {
+        let millis = there.when.since(left.when);
+        self.gaps.add(millis, left.error_ms.max(there.error_ms));
         millis
+    }
+
+    pub(crate) fn add_missed(&mut self, deliveries: u64) {
+        self.missed = Some(self.missed.unwrap_or(0).saturating_add(deliveries));
+        self.unwritten = true;
+    }
+
+    /// Names the teams that stay.
+    pub(crate) fn keep(&mut self, kept: &[TeamId]) {
+        self.kept = kept.iter().take(KEPT_NAMED).cloned().collect();
+        self.kept_count = u32::try_from(kept.len()).unwrap_or(u32::MAX);
     }
 
     /// What an operator sees of it.
@@ -176,97 +446,56 @@ impl Operation {
             return stored.clone();
         }
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
-        let mut gaps = self.gaps.clone();
-        gaps.sort_unstable();
-        let at = |percent: usize| {
-            let rank = (gaps.len() * percent).div_ceil(100).max(1) - 1;
-            gaps.get(rank).copied()
+        let teams = self.teams.max(count(self.moved.len()));
+        let teams_moved = count(self.moved.len());
+        let elapsed_ms = self.ended.unwrap_or(now).since(self.began);
+        let back = if self.connections_known {
+            self.back.min(self.connections)
+        } else {
+            self.back
         };
-        let teams_moved = count(self.moved.len()).min(self.teams);
         OperationView {
             operation: self.id.clone(),
             kind: self.kind,
             node: self.node.clone(),
             state: self.state,
             detail: self.detail.clone(),
-            teams: self.teams,
+            waits: self.waits && self.is_running(),
+            teams,
             teams_moved,
-            teams_waiting: if self.is_running() {
-                self.teams - teams_moved
+            teams_to_go: if self.is_running() {
+                (teams - teams_moved).saturating_sub(self.kept_count)
             } else {
                 0
             },
             teams_leaving: count(self.leaving.len()),
+            teams_kept: self.kept_count,
+            teams_kept_named: self.kept.clone(),
             connections: self.connections,
-            connections_left: self.left,
-            connections_arrived: self.arrived,
-            connections_matched: count(self.gaps.len()),
-            gap_p50_ms: at(50),
-            gap_p99_ms: at(99),
-            gap_max_ms: gaps.last().copied(),
-            rate_per_s: u32::try_from(self.rate_per_s).unwrap_or(u32::MAX),
+            connections_known: self.connections_known,
+            connections_moved: self.gone,
+            connections_to_go: if self.is_running() {
+                self.connections.saturating_sub(self.gone)
+            } else {
+                0
+            },
+            connections_back: back,
+            connections_not_back: self.gone.saturating_sub(back),
+            connections_matched: self.gaps.count(),
+            gap_p50_ms: self.gaps.at(50),
+            gap_p99_ms: self.gaps.at(99),
+            gap_max_ms: self.gaps.longest(),
+            gap_error_ms: (self.gaps.count() > 0).then(|| self.gaps.error_ms()),
+            deliveries_missed: self.missed,
+            rate_per_s: u32::try_from(self.bucket.rate_per_s).unwrap_or(u32::MAX),
             estimate_ms: self.estimate_ms,
-            elapsed_ms: self.ended.unwrap_or(now).since(self.began),
+            elapsed_ms,
+            began_unix_ms: self.began_wall_ms,
+            ended_unix_ms: self.ended.map(|_| self.began_wall_ms.saturating_add(elapsed_ms)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use usher_shared::id::Incarnation;
-
-    fn operation() -> Operation {
-        let (id, node) = ("drain-1-1".parse().unwrap(), "n1".parse().unwrap());
-        Operation::new(id, OperationKind::Drain, node, Timestamp::from_millis(1_000))
-    }
-
-    #[test]
-    fn a_gap_is_the_time_between_leaving_and_coming_back() {
-        let mut drain = operation();
-        let connection = ConnectionId::new(Incarnation::from_bits(1), 1);
-        assert_eq!(drain.departed(connection, Timestamp::from_millis(2_000)), None);
-        assert_eq!(
-            drain.arrived(Some(connection), Timestamp::from_millis(2_250)),
-            Some(250)
-        );
-        let view = drain.view(Timestamp::from_millis(3_000));
-        assert_eq!(
-            (view.gap_p50_ms, view.gap_p99_ms, view.gap_max_ms),
-            (Some(250), Some(250), Some(250))
-        );
-        assert_eq!(
-            (
-                view.connections_left,
-                view.connections_arrived,
-                view.connections_matched
-            ),
-            (1, 1, 1)
-        );
-    }
-
-    #[test]
-    fn a_client_that_opened_the_new_connection_first_had_no_gap() {
-        let mut drain = operation();
-        let connection = ConnectionId::new(Incarnation::from_bits(1), 1);
-        assert_eq!(
-            drain.arrived(Some(connection), Timestamp::from_millis(2_000)),
-            None
-        );
-        assert_eq!(drain.departed(connection, Timestamp::from_millis(2_100)), Some(0));
-    }
-
-    #[test]
-    fn a_finished_operation_keeps_its_report_over_a_restart() {
-        let mut drain = operation();
-        drain.arrived(None, Timestamp::from_millis(2_000));
-        drain.state = OperationState::Done;
-        drain.ended = Some(Timestamp::from_millis(5_000));
-        let record = drain.record(Timestamp::from_millis(6_000), 1_000_000);
-        let again = Operation::from_record(record, Timestamp::from_millis(50), 2_000_000);
-        assert_eq!(
-            again.view(Timestamp::from_millis(60)),
-            drain.view(Timestamp::from_millis(6_000))
-        );
-    }
-}
+#[path = "operation_tests.rs"]
+mod tests;

@@ -214,6 +214,7 @@ mod tests {
             message: Box::new(ToNode::Activate(Activate {
                 team: "T".parse().unwrap(),
                 epoch: Epoch::new(epoch).unwrap(),
+                expected: None,
                 term: Term::default(),
             })),
         }))

@@ -46,6 +46,9 @@ pub struct TeamRecord {
     /// Its pin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pin: Option<PinRecord>,
+    /// The operation that gave it this owner: a broker that restarts counts on for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved_by: Option<OperationId>,
 }
 
 /// A pin as it is stored.
@@ -92,8 +95,17 @@ pub struct OperationRecord {
     /// When it must be done, in milliseconds of wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_wall_ms: Option<u64>,
-    /// The teams of a shed that are still to move; a drain takes every team of its node. At most
-    /// 100,000.
+    /// When its node died, of a failover, in milliseconds of wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub died_wall_ms: Option<u64>,
+    /// The rate that was asked for, in connections a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_asked: Option<u32>,
+    /// The gaps seen so far, in milliseconds, and how often; a few hundred at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<(u64, u32)>,
+    /// The teams that are still to move: of a shed those that were picked, of a failover those without a node;
+    /// a drain takes every team of its node. At most 100,000.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chosen: Vec<TeamId>,
 }

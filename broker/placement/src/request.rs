@@ -18,6 +18,7 @@ const RATE_MAX: u32 = 10_000;
 
 impl Core {
     pub(crate) fn request(&mut self, request: RequestId, ask: Ask, now: Timestamp) {
+        let begins = matches!(ask, Ask::Drain { .. } | Ask::Shed { .. });
         let answer = match ask {
             Ask::Connect {
                 team,
@@ -38,7 +39,11 @@ impl Core {
                 Ok(Answer::Done)
             }
         };
-        self.command(Command::Answer { request, answer });
+        match answer {
+            // What is shown first starts from the truth.
+            Ok(Answer::Operation(operation)) if begins => self.answer_when_counted(request, operation),
+            answer => self.command(Command::Answer { request, answer }),
+        }
     }
 
     fn connect(
@@ -105,7 +110,8 @@ impl Core {
                 }
             }
             _ if silent && (knocked || asked) => {
-                self.move_now(id, Cause::Knock, None, now);
+                let node = owner.node.clone();
+                self.move_knocked(id, &node, now);
             }
             _ if out_of_reach => self.move_within_reach(id, owner, now),
             _ => {}
@@ -291,7 +297,12 @@ impl Core {
                 });
             }
         }
-        Ok(Answer::Operation(self.begin_drain(id, post, now)))
+        let again = node.is_draining();
+        let operation = self.begin_drain(id, post, now);
+        if again {
+            self.resume(id, post.force, now);
+        }
+        Ok(Answer::Operation(operation))
     }
 
     fn ask_undrain(&mut self, id: &NodeId, now: Timestamp) -> Result<Answer, Refusal> {
@@ -299,6 +310,14 @@ impl Core {
             return Err(Refusal::UnknownNode(id.clone()));
         };
         if node.stopping {
+            if let Some(node) = self.nodes.get_mut(id)
+                && matches!(node.wish_before, Some(Intent::Draining(_)))
+            {
+                // The process goes all the same; the next one of its name takes teams.
+                node.wish_before = None;
+                self.write_node(id);
+                return Ok(Answer::Done);
+            }
             return Err(Refusal::WrongState {
                 node: id.clone(),
                 state: "stopping",

@@ -68,6 +68,25 @@ pub struct Settings {
     pub prepare_ms: u64,
     /// How long after its last connection left an operation still counts arrivals.
     pub settle_ms: u64,
+    /// How long a client may take to come back before it counts as one that may not: one that follows
+    /// `retry_ms` is back within a second, libraries with a back-off of their own within a few.
+    pub return_ms: u64,
+    /// So many must have had that time before anything is concluded: of a handful all may have gone home.
+    pub returns_least: u32,
+    /// A team of at most so many connections goes in one slot, unless a rate was asked for: a team on two
+    /// nodes does not hear itself. Clients of a dead node, which nobody paces, come back at more than this a
+    /// second.
+    pub team_at_once: u32,
+    /// From a team that is more than may be away at once so many go first, to show that they arrive ...
+    pub first_to_show: u32,
+    /// ... and the rest once so many of them have.
+    pub shown_by: u32,
+    /// How long a node may take to count its connections before its last heartbeat is believed instead.
+    pub count_ms: u64,
+    /// How often the progress of an operation is written: what a crash of the broker may forget of it.
+    pub progress_ms: u64,
+    /// How long an operator's drain or cordon of a node that is gone is remembered: maintenance takes hours.
+    pub keep_wish_ms: u64,
     /// Decisions kept for `why`, over all teams.
     pub decisions: usize,
     /// Ended operations kept.
@@ -103,6 +122,14 @@ impl Default for Settings {
             leave_ms: 10_000,
             prepare_ms: 3_000,
             settle_ms: 5_000,
+            return_ms: 5_000,
+            returns_least: 5,
+            team_at_once: 2_000,
+            first_to_show: 10,
+            shown_by: 3,
+            count_ms: 1_000,
+            progress_ms: 500,
+            keep_wish_ms: 86_400_000,
             decisions: 100_000,
             operations: 100,
             descriptor_reserve: 64,
@@ -179,6 +206,14 @@ impl Settings {
     #[must_use]
     pub fn preserve_ms(&self) -> u64 {
         self.preserve_ms.max(self.dead_after_ms(self.lease_ms))
+    }
+
+    /// How many of an operation's connections may be away at once: a quarter, so that far less than half of
+    /// them are gone by the time that it is clear that nobody arrives.
+    #[must_use]
+    pub const fn away_most(&self, connections: u32) -> u32 {
+        let quarter = connections / 4;
+        if quarter > 5 { quarter } else { 5 }
     }
 
     /// How long after it was last heard a node with this lease counts as dead, and how long the

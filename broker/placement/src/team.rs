@@ -81,6 +81,8 @@ pub(crate) struct Team {
     pub(crate) epoch: Epoch,
     pub(crate) activation: Activation,
     pub(crate) moving: Option<Move>,
+    /// The operation that gave it its owner.
+    pub(crate) moved_by: Option<OperationId>,
 }
 
 impl Team {
@@ -95,6 +97,7 @@ impl Team {
             epoch: Epoch::default(),
             activation: Activation::Owned,
             moving: None,
+            moved_by: None,
         }
     }
 
@@ -117,6 +120,7 @@ impl Team {
                 Activation::At(restart_fence)
             },
             moving: None,
+            moved_by: record.moved_by,
         }
     }
 
@@ -132,6 +136,7 @@ impl Team {
             region: self.region.clone(),
             labels: self.labels.clone(),
             pin: self.pin.clone(),
+            moved_by: self.moved_by.clone(),
         }
     }
 

@@ -324,6 +324,7 @@ fn gaps_and_arrivals_of_a_drain_are_measured() {
         epoch,
         connection: old,
         by: EndedBy::Slot,
+        age_ms: None,
     };
     world.tell(Event::Left {
         link: link_a,
@@ -337,6 +338,7 @@ fn gaps_and_arrivals_of_a_drain_are_measured() {
         epoch,
         connection: new,
         from: Some(old),
+        age_ms: None,
     };
     world.tell(Event::Arrived {
         link: link_b,
@@ -353,8 +355,8 @@ fn gaps_and_arrivals_of_a_drain_are_measured() {
     assert_eq!(report.state, OperationState::Done);
     assert_eq!(
         (
-            report.connections_left,
-            report.connections_arrived,
+            report.connections_moved,
+            report.connections_back,
             report.connections_matched
         ),
         (1, 1, 1)
@@ -475,7 +477,7 @@ fn a_forced_drain_leaves_hard_pinned_teams_where_they_are_also_when_their_client
     assert_eq!(world.spread()["a"], 1);
     assert_eq!(
         world.core.operations(world.now)[0].detail,
-        "1 hard-pinned teams stay"
+        "not empty: team held is pinned hard to the node and stays"
     );
     world.check();
 }

@@ -113,7 +113,8 @@ impl Watch {
         if told.owners {
             return told.ended.then(|| format!("{}: {}", view.node, came_back(view)));
         }
-        if view.teams_waiting > 0 {
+        // While its node is only silent, or nobody knows what it had, it is told of at its end.
+        if view.teams_to_go > 0 || (!view.connections_known && !told.ended) {
             return None;
         }
         told.owners = true;
@@ -190,8 +191,12 @@ impl Watch {
 
 fn came_back(view: &OperationView) -> String {
     match view.connections {
+        _ if !view.connections_known => format!(
+            "{} came back, and how many it had is not known",
+            count(u64::from(view.connections_back), "connection")
+        ),
         0 => "it had no connections".to_owned(),
-        all if view.connections_arrived >= all => format!(
+        all if view.connections_back >= all => format!(
             "{} back in {}",
             if all == 1 {
                 "its connection".to_owned()
@@ -200,7 +205,7 @@ fn came_back(view: &OperationView) -> String {
             },
             for_people(view.elapsed_ms)
         ),
-        all => format!("{} of {all} connections came back", view.connections_arrived),
+        all => format!("{} of {all} connections came back", view.connections_back),
     }
 }
 
@@ -213,8 +218,8 @@ fn ended(view: &OperationView) -> String {
     let connections = match view.connections {
         0 => "no connections to move".to_owned(),
         all => format!(
-            "{} of {all} connections arrived elsewhere",
-            view.connections_arrived.min(all)
+            "{} of {all} connections are back elsewhere",
+            view.connections_back.min(all)
         ),
     };
     format!(
@@ -302,9 +307,9 @@ mod tests {
         let failover = OperationView {
             teams: 7,
             teams_moved: 7,
-            teams_waiting: 0,
+            teams_to_go: 0,
             connections: 14,
-            connections_arrived: 3,
+            connections_back: 3,
             ..operation(OperationKind::Failover, OperationState::Running)
         };
         let back = nodes(&[("node-1", 2, NodeState::Ready, 0)]);
@@ -317,7 +322,7 @@ mod tests {
         );
         let done = OperationView {
             state: OperationState::Done,
-            connections_arrived: 14,
+            connections_back: 14,
             elapsed_ms: 1_250,
             ..failover
         };
@@ -348,7 +353,10 @@ mod tests {
         let _ = watch.look(&view, &none(), 0);
         let running = operation(OperationKind::Drain, OperationState::Running);
         let told = watch.look(&view, &one(running.clone()), 10);
-        assert!(told[0].starts_with("drain of node-1: 40/100 teams"), "{told:?}");
+        assert!(
+            told[0].starts_with("drain of node-1: 40 of 100 teams"),
+            "{told:?}"
+        );
         let further = OperationView {
             teams_moved: 41,
             ..running.clone()
@@ -362,7 +370,7 @@ mod tests {
         assert_eq!(
             watch.look(&view, &one(done), 1_100),
             [
-                "drain of node-1 is done after 4.1 s: 41 teams moved, 780 of 2000 connections arrived elsewhere (`usher operation drain-7-1`)"
+                "drain of node-1 is done after 4.1 s: 41 teams moved, 780 of 2000 connections are back elsewhere (`usher operation drain-7-1`)"
             ]
         );
     }
@@ -375,7 +383,7 @@ mod tests {
         let shed = OperationView {
             teams_moved: 3,
             connections: 0,
-            connections_arrived: 2,
+            connections_back: 2,
             elapsed_ms: 4,
             ..operation(OperationKind::Shed, OperationState::Done)
         };

@@ -199,6 +199,7 @@ pub fn drain(name: &str, number: u64, after_ms: u64, by_ms: u64) -> ToNode {
             after_ms,
         }],
         by_ms,
+        pace: None,
         term: Term::new(1).unwrap(),
     })
 }

@@ -362,6 +362,8 @@ fn event_of(link: LinkId, message: ToBroker, wall_ms: u64) -> Option<Event> {
         ToBroker::Released(held) => Event::Released { link, held },
         ToBroker::Arrived(arrivals) => Event::Arrived { link, arrivals },
         ToBroker::Left(departures) => Event::Left { link, departures },
+        ToBroker::Counted(counted) => Event::Counted { link, counted },
+        ToBroker::Missed(missed) => Event::Missed { link, missed },
         ToBroker::Bye { budget_ms } => Event::Bye { link, budget_ms },
         ToBroker::Unknown => return None,
     })

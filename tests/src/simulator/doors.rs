@@ -162,6 +162,7 @@ impl World {
             connection,
             client,
             usher,
+            told: false,
         };
         process.rooms.entry(team.clone()).or_default().push(member);
         process.connections += 1;
@@ -172,6 +173,7 @@ impl World {
                 epoch: claims.epoch,
                 connection,
                 from: claims.from.or(from),
+                age_ms: None,
             });
         }
         let replaced = process.spent.spend(&claims.jti, connection, now);

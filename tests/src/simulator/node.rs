@@ -6,7 +6,7 @@ use usher_node::admission::SpentTickets;
 use usher_node::mandate::Mandate;
 use usher_node::pacing::Pacer;
 use usher_shared::id::{ConnectionId, Incarnation, Label, NodeId, TeamId};
-use usher_shared::link::{Arrival, Capacity, Departure, Hello, PROTOCOL, ToBroker};
+use usher_shared::link::{Arrival, Capacity, Departure, Hello, PACED_MOVES, PROTOCOL, ToBroker};
 use usher_shared::quantity::{Epoch, Millicores, Timestamp, Weight};
 use usher_shared::secret::{Key, MasterKey};
 use usher_shared::template::NodeUrl;
@@ -26,6 +26,8 @@ pub(super) struct Machine {
     pub(super) zone: Option<Label>,
     pub(super) capacity: Capacity,
     pub(super) on_lapse: OnLapse,
+    /// Counts its connections when asked, and keeps to a pace; others are older.
+    pub(super) counts: bool,
     /// Shows what it was never given.
     pub(super) forges: bool,
     /// The ways that nothing gets through just now, up and down.
@@ -47,6 +49,8 @@ pub(super) struct Member {
     pub(super) connection: ConnectionId,
     pub(super) client: usize,
     pub(super) usher: bool,
+    /// Whether it was told to move.
+    pub(super) told: bool,
 }
 
 /// How a process stands still.
@@ -144,6 +148,7 @@ impl Machine {
                 connections: if small { share(plan.clients) } else { 1_000 },
             },
             on_lapse: plan.on_lapse(dice),
+            counts: id.as_str().bytes().map(u32::from).sum::<u32>() % 2 == 0,
             forges: plan.has(Kind::BadNode) && dice.percent(40),
             cut: [false; 2],
             cut_serial: 0,
@@ -171,7 +176,7 @@ impl Machine {
             node: self.id.clone(),
             incarnation: process.incarnation,
             version: "1".to_owned(),
-            capabilities: Vec::new(),
+            capabilities: PACED_MOVES.parse().into_iter().filter(|_| self.counts).collect(),
             url: self.url.clone(),
             probe: format!("{}:1", self.id),
             region: None,

@@ -78,6 +78,15 @@ impl World {
             }
             Effect::Open(team) => self.open_doors(node, &team),
             Effect::Depart(departing) => self.depart(node, &departing),
+            Effect::Expect(..) => {}
+            Effect::Pace(pace) => {
+                let now = self.local(node);
+                if let Some(process) = self.machines[node].process.as_mut() {
+                    process.pacer.change(&pace, now);
+                }
+                self.count("pace changed");
+                self.schedule_slots(node);
+            }
             Effect::Close(team) => {
                 for member in self.members(node, &team) {
                     let after = self.jitter(ELSEWHERE_MS);
@@ -104,13 +113,9 @@ impl World {
         let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
-        let spread = process.pacer.plan(departing, now, random);
-        for (place, member) in (0..).zip(self.members(node, &departing.team)) {
-            if member.usher {
-                let after = spread.slot_ms(place) + self.dice.within(1, 30);
-                let connection = member.connection;
-                self.client_soon(member.client, after, ForClient::Move { connection });
-            }
+        process.pacer.plan(departing, now, random);
+        for member in process.rooms.get_mut(&departing.team).into_iter().flatten() {
+            member.told = false;
         }
         self.schedule_slots(node);
     }
@@ -134,7 +139,7 @@ impl World {
             let Some(slot) = process.pacer.pop(now) else { break };
             popped = true;
             if process.mandate.holdings.is_leaving_by(&slot.team, slot.epoch) {
-                self.run_slot(node, &slot);
+                self.run_slot(node, slot, now);
             }
         }
         if popped {
@@ -143,19 +148,40 @@ impl World {
         }
     }
 
-    fn run_slot(&mut self, node: usize, slot: &Slot) {
-        let (many, by) = match slot.who {
-            Who::Plain(many) => (many, EndedBy::Slot),
-            Who::All => (u32::MAX, EndedBy::Deadline),
-        };
+    fn run_slot(&mut self, node: usize, slot: Slot, now: Timestamp) {
         let members = self.members(node, &slot.team);
-        let going = members
-            .iter()
-            .filter(|member| by == EndedBy::Deadline || !member.usher);
-        let many = usize::try_from(many).unwrap_or(usize::MAX);
-        for member in going.take(many) {
-            let after = self.jitter(SLOT_RETRY_MS);
-            self.close_member(node, &slot.team, member, after, by);
+        let Who::Next(many) = slot.who else {
+            for member in &members {
+                let after = self.jitter(SLOT_RETRY_MS);
+                self.close_member(node, &slot.team, member, after, EndedBy::Deadline);
+            }
+            return;
+        };
+        let staying: Vec<&Member> = members.iter().filter(|member| !member.told).collect();
+        let going = staying.len().min(usize::try_from(many).unwrap_or(usize::MAX));
+        for member in staying.iter().take(going) {
+            if member.usher {
+                let (after, connection) = (self.dice.within(1, 30), member.connection);
+                self.client_soon(member.client, after, ForClient::Move { connection });
+                self.note_told(node, &slot.team, connection);
+            } else {
+                let after = self.jitter(SLOT_RETRY_MS);
+                self.close_member(node, &slot.team, member, after, EndedBy::Slot);
+            }
+        }
+        let left = u32::try_from(staying.len() - going).unwrap_or(u32::MAX);
+        if let Some(process) = self.machines[node].process.as_mut() {
+            process.pacer.again(slot, left, now);
+        }
+    }
+
+    fn note_told(&mut self, node: usize, team: &TeamId, connection: ConnectionId) {
+        let Some(process) = self.machines[node].process.as_mut() else {
+            return;
+        };
+        let members = process.rooms.get_mut(team).into_iter().flatten();
+        for member in members.filter(|member| member.connection == connection) {
+            member.told = true;
         }
     }
 
@@ -220,6 +246,7 @@ impl World {
                 epoch,
                 connection,
                 by,
+                age_ms: None,
             });
         }
         process.answers.extend(closed.say);
@@ -469,6 +496,8 @@ pub(super) fn term_of(message: &ToNode) -> Option<usher_shared::quantity::Term> 
         ToNode::Peers(peers) => Some(peers.term),
         ToNode::Drain(drain) => Some(drain.term),
         ToNode::Revoke(revoke) => Some(revoke.term),
+        ToNode::Count(count) => Some(count.term),
+        ToNode::Pace(pace) => Some(pace.term),
         ToNode::Welcome(welcome) => Some(welcome.term),
         ToNode::Refused(_) | ToNode::Unknown => None,
     }

@@ -10,6 +10,7 @@ use usher_shared::quantity::Epoch;
 use usher_shared::ticket::{Age, Claims, Scope};
 
 use super::mirror::{Known, dead_after_ms};
+use super::node::Machine;
 use super::node::Still;
 use super::world::World;
 
@@ -362,7 +363,14 @@ impl World {
             return;
         }
         let now = self.broker_local();
-        let Some(known) = self.mirror.nodes.get(&source) else {
+        // One that counts its connections is charged what each team has; others are taken at their mean.
+        let counts = |machine: &Machine| machine.id == source && machine.counts;
+        let Some(known) = self
+            .mirror
+            .nodes
+            .get(&source)
+            .filter(|_| !self.machines.iter().any(counts))
+        else {
             return;
         };
         let cost = u64::from(known.connections) * 1_000 / u64::from(known.teams.max(1));

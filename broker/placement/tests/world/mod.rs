@@ -47,6 +47,21 @@ pub fn pool(names: &[&str], teams: u32) -> World {
     world
 }
 
+/// The same with nodes that count their connections and keep to a pace.
+pub fn counting_pool(names: &[&str], teams: u32) -> World {
+    let mut world = World::new();
+    for name in names {
+        world.add_with(name, |hello| {
+            hello.capabilities = vec![PACED_MOVES.parse().unwrap()];
+        });
+    }
+    for serial in 0..teams {
+        world.place(&format!("t{serial}"));
+    }
+    world.advance(3_000);
+    world
+}
+
 /// What a fake node holds of a team.
 #[derive(Clone, Debug)]
 pub struct Holding {
@@ -82,6 +97,26 @@ pub struct FakeNode {
     pub peers: Vec<Peer>,
     /// What the broker confirmed, over all links.
     pub confirmed: Vec<TeamEpoch>,
+    /// Connections by team, of a node that counts them.
+    pub crowds: BTreeMap<TeamId, u32>,
+    /// Teams whose connections leave at a pace.
+    pub leaving: Vec<Leaving>,
+    /// Whether somebody who leaves another node can come in here.
+    pub reachable: bool,
+}
+
+/// A team whose connections leave a fake node.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    pub team: TeamId,
+    pub epoch: Epoch,
+    pub operation: OperationId,
+    pub left: u32,
+    /// How many it had when it began to go.
+    pub size: u32,
+    pub pace: TeamPace,
+    /// When the next may go.
+    pub next: Timestamp,
 }
 
 pub struct World {
@@ -99,6 +134,13 @@ pub struct World {
     pub assigned: Vec<Assign>,
     /// What the store would hold.
     pub store: Stored,
+    /// How many of a hundred clients come back to another node, and after how long.
+    pub returning_percent: u32,
+    pub return_after_ms: u64,
+    /// Who left which node when, over all operations.
+    pub departures: Vec<(Timestamp, NodeId)>,
+    returns: Vec<(Timestamp, TeamId, Epoch, ConnectionId)>,
+    serial: u64,
     last_beat: Timestamp,
     next_link: u64,
     next_request: u64,
@@ -150,6 +192,11 @@ impl World {
                 term,
                 ..Stored::default()
             },
+            returning_percent: 100,
+            return_after_ms: 200,
+            departures: Vec::new(),
+            returns: Vec::new(),
+            serial: 0,
             last_beat: START,
             next_link: 0,
             next_request: 0,
@@ -245,6 +292,9 @@ impl World {
             acks: Vec::new(),
             peers: Vec::new(),
             confirmed: Vec::new(),
+            crowds: BTreeMap::new(),
+            leaving: Vec::new(),
+            reachable: true,
         };
         self.nodes.insert(id.clone(), fake);
         self.connect(id.as_str());
@@ -380,6 +430,111 @@ impl World {
                 self.core.handle_deadline(self.now);
                 self.pump();
             }
+            self.move_crowds();
+        }
+    }
+
+    /// Gives a node that counts so many connections of a team.
+    pub fn crowd(&mut self, name: &str, connections: u32) {
+        let owner = self.owner(name).unwrap();
+        let fake = self.nodes.get_mut(&node(&owner)).unwrap();
+        fake.crowds.insert(team(name), connections);
+        fake.connections = fake.crowds.values().sum();
+    }
+
+    /// Lets those go whose turn it is, and those come back whose time it is.
+    fn move_crowds(&mut self) {
+        let now = self.now;
+        let mut told = Vec::new();
+        for (name, fake) in &mut self.nodes {
+            let Some(link) = fake.link else { continue };
+            for one in &mut fake.leaving {
+                let mut gone = Vec::new();
+                while one.left > 0 && one.pace.rate_per_s > 0 && one.next <= now {
+                    let many = if one.pace.first > 0 {
+                        one.pace.first.min(one.left)
+                    } else if one.size <= one.pace.at_once {
+                        one.left
+                    } else {
+                        1
+                    };
+                    for _ in 0..many {
+                        self.serial += 1;
+                        let connection = ConnectionId::new(fake.hello.incarnation, self.serial);
+                        gone.push(Departure {
+                            team: one.team.clone(),
+                            epoch: one.epoch,
+                            connection,
+                            by: EndedBy::Slot,
+                            age_ms: Some(0),
+                        });
+                        self.departures.push((now, name.clone()));
+                        if self.serial % 100 < u64::from(self.returning_percent) {
+                            let at = now.plus(self.return_after_ms);
+                            self.returns.push((at, one.team.clone(), one.epoch, connection));
+                        }
+                    }
+                    one.left -= many;
+                    fake.connections = fake.connections.saturating_sub(many);
+                    if one.pace.first > 0 {
+                        one.pace.first = 0;
+                        one.pace.rate_per_s = 0;
+                    }
+                    one.next = one.next.plus(1_000 / u64::from(one.pace.rate_per_s.max(1)));
+                }
+                if !gone.is_empty() {
+                    let departures = Departures { connections: gone };
+                    told.push(Event::Left { link, departures });
+                }
+                if one.left == 0 {
+                    let held = TeamEpoch {
+                        team: one.team.clone(),
+                        epoch: one.epoch,
+                    };
+                    told.push(Event::Released { link, held });
+                }
+            }
+            fake.leaving.retain(|one| one.left > 0);
+        }
+        let (due, later) = std::mem::take(&mut self.returns)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(at, ..)| *at <= now);
+        self.returns = later;
+        for (_, team, epoch, from) in due {
+            let Some(owner) = self.owner(team.as_str()) else {
+                continue;
+            };
+            let fake = &self.nodes[&node(&owner)];
+            let Some(link) = fake.link.filter(|_| fake.reachable) else {
+                continue;
+            };
+            self.serial += 1;
+            let arrival = Arrival {
+                team,
+                epoch,
+                connection: ConnectionId::new(fake.hello.incarnation, self.serial),
+                from: Some(from),
+                age_ms: Some(0),
+            };
+            let connections = vec![arrival];
+            told.push(Event::Arrived {
+                link,
+                arrivals: Arrivals { connections },
+            });
+        }
+        for event in told {
+            self.tell(event);
+        }
+    }
+
+    pub fn drain_at(&mut self, name: &str, post: usher_shared::rest::DrainPost) -> OperationId {
+        let ask = Ask::Drain {
+            node: node(name),
+            post,
+        };
+        match self.ask(ask) {
+            Ok(Answer::Operation(operation)) => operation,
+            other => panic!("the drain of {name} did not begin: {other:?}"),
         }
     }
 
@@ -570,15 +725,67 @@ impl World {
                     held.state = HoldState::Owned;
                 }
             }
+            ToNode::Count(count) => replies.push(Event::Counted {
+                link,
+                counted: Counted {
+                    operation: count.operation,
+                    connections: fake.connections,
+                    teams: fake
+                        .crowds
+                        .iter()
+                        .map(|(team, connections)| TeamCount {
+                            team: team.clone(),
+                            epoch: fake.held[team].epoch,
+                            connections: *connections,
+                        })
+                        .collect(),
+                    more: false,
+                },
+            }),
+            ToNode::Pace(pace) => {
+                for one in &mut fake.leaving {
+                    if one.operation == pace.operation {
+                        one.pace = pace.pace;
+                        one.next = self.now;
+                    }
+                }
+            }
             ToNode::Drain(drain) => {
                 for order in drain.moves {
-                    fake.connections -= fake.connections / (fake.held.len() as u32).max(1);
+                    let crowd = fake.crowds.remove(&order.team);
+                    if crowd.is_none() {
+                        fake.connections -= fake.connections / (fake.held.len() as u32).max(1);
+                    }
                     if fake
                         .held
                         .get(&order.team)
                         .is_some_and(|held| held.epoch < order.epoch)
                     {
                         fake.held.remove(&order.team);
+                    }
+                    if let Some(connections) = crowd {
+                        replies.push(Event::Counted {
+                            link,
+                            counted: Counted {
+                                operation: drain.operation.clone(),
+                                connections,
+                                teams: vec![TeamCount {
+                                    team: order.team.clone(),
+                                    epoch: order.epoch,
+                                    connections,
+                                }],
+                                more: true,
+                            },
+                        });
+                        fake.leaving.push(Leaving {
+                            team: order.team.clone(),
+                            epoch: order.epoch,
+                            operation: drain.operation.clone(),
+                            left: connections,
+                            size: connections,
+                            pace: drain.pace.unwrap(),
+                            next: self.now,
+                        });
                     }
                     let held = TeamEpoch {
                         team: order.team,
@@ -588,7 +795,7 @@ impl World {
                         link,
                         held: held.clone(),
                     });
-                    if fake.releases {
+                    if fake.releases && crowd.is_none() {
                         replies.push(Event::Released { link, held });
                     }
                 }
