@@ -533,6 +533,11 @@ mod tests {
             ping: Duration::from_secs(25),
             message_bytes: 1_024,
             queue_bytes: 1_024,
+            message_time: Duration::from_secs(60),
+            unfinished_bytes: 1 << 20,
+            frames_per_s: 100,
+            controls_per_s: 100,
+            bytes_per_s: 1 << 20,
         };
         let mut node = Node::bind(config).unwrap();
         let begun = Arc::new(AtomicU32::new(0));
