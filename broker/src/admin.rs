@@ -132,11 +132,11 @@ async fn guard(State(admin): Shared, request: Request, next: Next) -> Response {
         Some(token) => {
             let shown = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
             if !token.admits(shown) {
-                let problem = Problem::new(
-                    401,
-                    "unauthorized",
-                    "send the operator token as `Authorization: Bearer ...`",
-                );
+                let detail = match shown {
+                    None => "send the operator token as `Authorization: Bearer ...`",
+                    Some(_) => "this is not the broker's operator token",
+                };
+                let problem = Problem::new(401, "unauthorized", detail);
                 let mut refused = plain(answer::problem(&problem));
                 refused.headers_mut().insert(
                     WWW_AUTHENTICATE,

@@ -49,6 +49,15 @@ pub enum KeyError {
         /// Where it should be.
         path: PathBuf,
     },
+    /// The key is not the one that the store was run with.
+    #[error(
+        "the master key is not the one that the store in {} was run with: is this the right folder, and the right key? Put the right one back, or start once with --new-master-key (tickets and grants of before are then void)",
+        data.display()
+    )]
+    Other {
+        /// The folder.
+        data: PathBuf,
+    },
     /// The file could not be read or written.
     #[error(
         "cannot keep the master key in {}: check that the folder exists, that this user may write there, and that the disk has room",
@@ -184,6 +193,29 @@ pub fn master_key(data: &Path, store_exists: bool, key_is: MasterKeyIs) -> Resul
     read_or_make_master_key(data)
 }
 
+/// The file that tells which key the store was run with.
+const KEY_ID_FILE: &str = "master.key.id";
+
+/// Refuses a key that is not the one that the store was run with, wherever it comes from: nodes would take none of
+/// its tickets, and none of their grants would be believed. Notes which one it is.
+///
+/// # Errors
+/// [`KeyError::Other`] when it is another, and [`KeyError::Io`] when that cannot be noted.
+pub fn check_key(data: &Path, key: &MasterKey, key_is: MasterKeyIs) -> Result<(), KeyError> {
+    let path = data.join(KEY_ID_FILE);
+    let now = key.fingerprint();
+    match std::fs::read_to_string(&path) {
+        Ok(before) if before.trim() == now => return Ok(()),
+        Ok(before) if key_is == MasterKeyIs::Kept && !before.trim().is_empty() => {
+            return Err(KeyError::Other {
+                data: data.to_owned(),
+            });
+        }
+        _ => {}
+    }
+    write_new(data, &path, &now).map_err(|source| KeyError::Io { path, source })
+}
+
 /// The master key in `data`, made there when there is none yet.
 ///
 /// # Errors
@@ -206,7 +238,7 @@ pub fn read_or_make_master_key(data: &Path) -> Result<MasterKey, KeyError> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let key = MasterKey::from_bytes(random::bytes()?);
-            write_new(data, &path, &key).map_err(io)?;
+            write_new(data, &path, &key.to_hex()).map_err(io)?;
             tracing::info!(path = %path.display(), "made a master key; keep a copy of it");
             Ok(key)
         }
@@ -215,7 +247,7 @@ pub fn read_or_make_master_key(data: &Path) -> Result<MasterKey, KeyError> {
 }
 
 /// Under another name first: a crash half way must not leave half a key.
-fn write_new(data: &Path, path: &Path, key: &MasterKey) -> std::io::Result<()> {
+fn write_new(data: &Path, path: &Path, text: &str) -> std::io::Result<()> {
     let draft = data.join("master.key.new");
     let _ = std::fs::remove_file(&draft);
     let mut file = OpenOptions::new()
@@ -223,7 +255,7 @@ fn write_new(data: &Path, path: &Path, key: &MasterKey) -> std::io::Result<()> {
         .create_new(true)
         .mode(0o600)
         .open(&draft)?;
-    writeln!(file, "{}", key.to_hex())?;
+    writeln!(file, "{text}")?;
     file.sync_all()?;
     std::fs::rename(&draft, path)?;
     File::open(data)?.sync_all()
@@ -305,6 +337,18 @@ mod tests {
         assert_ne!(first.to_hex(), other.to_hex());
         let old = std::fs::read_to_string(data.path().join("master.key.old")).unwrap();
         assert_eq!(old.trim(), first.to_hex());
+    }
+
+    #[test]
+    fn another_key_than_the_store_was_run_with_is_refused_wherever_it_comes_from() {
+        let data = tempfile::tempdir().unwrap();
+        let [first, other] = [1, 2].map(|byte| MasterKey::from_bytes([byte; 32]));
+        assert!(check_key(data.path(), &first, MasterKeyIs::Kept).is_ok());
+        assert!(check_key(data.path(), &first, MasterKeyIs::Kept).is_ok());
+        let refused = check_key(data.path(), &other, MasterKeyIs::Kept);
+        assert!(matches!(refused, Err(KeyError::Other { .. })));
+        assert!(check_key(data.path(), &other, MasterKeyIs::New).is_ok());
+        assert!(check_key(data.path(), &other, MasterKeyIs::Kept).is_ok());
     }
 
     #[test]

@@ -144,8 +144,10 @@ impl Broker {
             // After the store was locked, so that two brokers do not each make one.
             None => keys::master_key(&config.data, stored.cluster.is_some(), config.master_key_is)?,
         };
+        keys::check_key(&config.data, &master, config.master_key_is)?;
         let (listeners, addresses) = Listeners::bind(&config)?;
 
+        let (teams, nodes) = (stored.teams.len(), stored.nodes.len());
         let vitals = Arc::new(Vitals::default());
         let cluster = match stored.cluster {
             Some(cluster) => cluster,
@@ -196,8 +198,13 @@ impl Broker {
             clients = %addresses.clients,
             admin = %addresses.admin,
             node_link = %addresses.node_link,
+            version = env!("CARGO_PKG_VERSION"),
+            data = %config.data.display(),
+            lease_ms = config.lease_ms,
+            teams,
+            nodes,
             %cluster,
-            %term,
+            term = term.get(),
             "broker started"
         );
         Ok(Self {

@@ -116,7 +116,7 @@ impl NodeLinks {
             }
             PATH | EXITED_PATH if !self.admits(&head) => {
                 self.refused("unauthorized", &head);
-                unauthorized()
+                unauthorized(&head)
             }
             PATH => {
                 let upgrade = head.extensions.remove::<OnUpgrade>();
@@ -301,12 +301,12 @@ fn foreign() -> Answer {
     answer::problem(&Problem::new(403, "foreign_origin", detail))
 }
 
-fn unauthorized() -> Answer {
-    let problem = Problem::new(
-        401,
-        "unauthorized",
-        "send the node token as `Authorization: Bearer ...`",
-    );
+fn unauthorized(head: &Parts) -> Answer {
+    let detail = match head.headers.get(AUTHORIZATION) {
+        None => "send the node token as `Authorization: Bearer ...`",
+        Some(_) => "this is not the broker's node token",
+    };
+    let problem = Problem::new(401, "unauthorized", detail);
     let mut refused = answer::problem(&problem);
     refused.headers_mut().insert(
         WWW_AUTHENTICATE,

@@ -17,6 +17,11 @@ use usher_shared::way::Security;
 
 use crate::keys::Keyring;
 
+/// After so many teams that went the room that they took is looked at: seldom enough to cost nothing.
+const LOOK_AT_ROOM: u64 = 4_096;
+/// Room that is worth no shrinking, in entries.
+const ROOM_KEPT: usize = 8_192;
+
 /// Where teams are and how nodes are reached.
 ///
 /// Both maps keep the standard library's keyed hash: team ids come from clients, and a hash that
@@ -28,6 +33,8 @@ pub struct RouteTable {
     teams: DashMap<TeamId, TeamRoute>,
     /// Which bit stands for a team. Its key is drawn at the start, so that no client can make up teams that share one.
     sketch: RandomState,
+    /// Teams taken out since the start.
+    removed: AtomicU64,
 }
 
 /// Where one team is.
@@ -134,6 +141,7 @@ impl RouteTable {
             nodes: DashMap::new(),
             teams: DashMap::new(),
             sketch: RandomState::new(),
+            removed: AtomicU64::new(0),
         }
     }
 
@@ -179,7 +187,18 @@ impl RouteTable {
             }
             None => {
                 self.teams.remove(&team);
+                let removed = self.removed.fetch_add(1, Ordering::Relaxed) + 1;
+                if removed.is_multiple_of(LOOK_AT_ROOM) {
+                    self.give_room_back();
+                }
             }
+        }
+    }
+
+    /// After a wave of names the table is as large as it was at its height, which a map never mends by itself.
+    fn give_room_back(&self) {
+        if self.teams.capacity() > 4 * self.teams.len() + ROOM_KEPT {
+            self.teams.shrink_to_fit();
         }
     }
 
@@ -276,6 +295,21 @@ mod tests {
         }
         let many = table.take_given()[0].1;
         assert!(many.tickets == 500 && many.teams.count_ones() > 50, "{many:?}");
+    }
+
+    #[test]
+    fn a_wave_of_names_gives_its_room_back() {
+        let table = table();
+        let team = |number: u64| format!("T{number}").parse::<TeamId>().unwrap();
+        for number in 0..50_000 {
+            table.set_team(team(number), route("n1", 5));
+        }
+        assert!(table.teams.capacity() >= 50_000);
+        for number in 0..50_000 {
+            table.set_team(team(number), None);
+        }
+        let room = table.teams.capacity();
+        assert!(room < 20_000, "{room}");
     }
 
     #[test]

@@ -66,6 +66,9 @@ pub(crate) enum ApiError {
     },
 }
 
+const ADMIN_REMEDY: &str =
+    "check --admin: it must be the broker's admin listener, by default http://127.0.0.1:7401";
+
 impl ApiError {
     fn remedy(&self) -> Option<String> {
         match self {
@@ -78,10 +81,7 @@ impl ApiError {
                     .to_owned(),
             ),
             Self::Problem(problem) => for_problem(problem),
-            Self::Foreign { .. } => Some(
-                "check --admin: it must be the broker's admin listener, by default http://127.0.0.1:7401"
-                    .to_owned(),
-            ),
+            Self::Foreign { .. } => Some(ADMIN_REMEDY.to_owned()),
             Self::Unreadable { .. } => None,
         }
     }
@@ -95,6 +95,8 @@ fn for_problem(problem: &Problem) -> Option<String> {
             "unknown_team" => Some("`usher teams` lists the teams".to_owned()),
             "unknown_node" => Some("`usher nodes` lists the nodes".to_owned()),
             "unknown_operation" => Some("`usher operations` lists the operations".to_owned()),
+            // Another listener of a broker or of a node answers so.
+            "not_found" => Some(ADMIN_REMEDY.to_owned()),
             _ => None,
         },
         _ => problem

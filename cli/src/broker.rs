@@ -51,13 +51,13 @@ pub(crate) struct BrokerArgs {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct BrokerSettings {
     /// Where clients ask for their node [default: 127.0.0.1:7400]
-    #[arg(long, env = "USHER_BROKER_CLIENTS", value_name = "ADDRESS")]
+    #[arg(long, env = "USHER_BROKER_CLIENTS", value_name = "ADDRESS", value_parser = settings::address)]
     pub(crate) clients: Option<SocketAddr>,
     /// Where operators and Prometheus come [default: 127.0.0.1:7401]
-    #[arg(long, env = "USHER_BROKER_ADMIN", value_name = "ADDRESS")]
+    #[arg(long, env = "USHER_BROKER_ADMIN", value_name = "ADDRESS", value_parser = settings::address)]
     pub(crate) admin: Option<SocketAddr>,
     /// Where nodes dial in [default: 127.0.0.1:7402]
-    #[arg(long, env = "USHER_BROKER_NODE_LINK", value_name = "ADDRESS")]
+    #[arg(long, env = "USHER_BROKER_NODE_LINK", value_name = "ADDRESS", value_parser = settings::address)]
     pub(crate) node_link: Option<SocketAddr>,
     /// Where clients reach this broker, without a path [default: http://CLIENTS]
     #[arg(long, env = "USHER_BROKER_PUBLIC_URL", value_name = "URL")]
@@ -228,7 +228,7 @@ fn remedy(error: &BrokerError) -> Option<String> {
                 "USHER_{variable} or --{flag}-file FILE (`openssl rand -hex 32` makes one), or keep it on 127.0.0.1"
             ))
         }
-        KeyError::Lost { .. } => Some(
+        KeyError::Lost { .. } | KeyError::Other { .. } => Some(
             "put the key back, or name the right folder by --data; --new-master-key makes a new one on purpose"
                 .to_owned(),
         ),

@@ -38,6 +38,8 @@ const FRAMES_PER_S: u32 = 2_000;
 const CONTROLS_PER_S: u32 = 20;
 /// Bytes a second: more than most lines of clients have, and 64 messages of the largest.
 const BYTES_PER_S: u32 = 16 << 20;
+/// A node that offers fewer connections without being asked to was most likely not meant to.
+const FEW_CONNECTIONS: u32 = 4_096;
 
 /// Run a node: it holds the WebSockets of its teams and relays between them
 #[derive(Args)]
@@ -70,10 +72,10 @@ pub(crate) struct NodeSettings {
     #[arg(long, env = "USHER_NODE_NAME", value_name = "NODE")]
     pub(crate) name: Option<NodeId>,
     /// Where clients connect [default: 127.0.0.1:7410]
-    #[arg(long, env = "USHER_NODE_LISTEN", value_name = "ADDRESS")]
+    #[arg(long, env = "USHER_NODE_LISTEN", value_name = "ADDRESS", value_parser = settings::address)]
     pub(crate) listen: Option<SocketAddr>,
     /// Where /metrics and health are [default: 127.0.0.1:7510]
-    #[arg(long, env = "USHER_NODE_ADMIN", value_name = "ADDRESS")]
+    #[arg(long, env = "USHER_NODE_ADMIN", value_name = "ADDRESS", value_parser = settings::address)]
     pub(crate) admin: Option<SocketAddr>,
     /// Node-link listeners of the brokers, separated by commas [default: ws://127.0.0.1:7402]
     #[arg(
@@ -184,6 +186,13 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     let is_child = std::env::var_os(PARENT_VARIABLE).is_some();
     if is_child || args.no_parent {
         let most = config.capacity.connections;
+        if settings.capacity_connections.is_none() && most < FEW_CONNECTIONS {
+            tracing::warn!(
+                most,
+                descriptors,
+                "the limit of file descriptors allows few connections: raise it (`ulimit -n`, LimitNOFILE=)"
+            );
+        }
         if let Some(asked) = settings.capacity_connections.filter(|asked| *asked > most) {
             tracing::warn!(
                 asked,

@@ -127,6 +127,14 @@ fn secret<S, E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
+/// Where to listen, as a flag or a variable says it.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "an address is an IP and a port, as in 127.0.0.1:8400, 0.0.0.0:8400 or [::1]:8400; names are not looked up"
+            .to_owned()
+    })
+}
+
 /// Whether everybody who reaches `address` is on this machine.
 pub(crate) fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
@@ -219,6 +227,15 @@ mod tests {
         let settings: NodeSettings = toml::from_str(text).unwrap();
         let joined = layered(&NodeSettings::default(), &settings).unwrap();
         assert_eq!(format!("{joined:?}"), format!("{settings:?}"));
+    }
+
+    #[test]
+    fn a_number_without_a_unit_and_a_name_for_an_address_are_told_how_to_write_it() {
+        let error = format!("{:#}", File::parse("[broker]\nlease = 6").unwrap_err());
+        assert!(error.contains("\"25s\""), "{error}");
+        for bad in ["localhost:8400", "8400", ":8400"] {
+            assert!(address(bad).unwrap_err().contains("127.0.0.1:8400"));
+        }
     }
 
     #[test]

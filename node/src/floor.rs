@@ -41,6 +41,8 @@ const RESUME_KID: &str = "resume";
 const RETIRE_MS: u32 = 5_000;
 /// How long members of a team that moved here are waited for: whoever has not come by then may never do.
 const EXPECTED_MS: u64 = 15_000;
+/// Room for teams that is worth no shrinking.
+const ROOM_KEPT: usize = 4_096;
 /// Descriptors kept free for listeners, the link, requests and files.
 const SPARE_DESCRIPTORS: u32 = 128;
 
@@ -516,6 +518,11 @@ impl Floor {
         if state.waiting.is_empty() {
             state.waiting.shrink_to(64);
         }
+        // After a wave of teams a map stays as large as it was at its height.
+        if state.rosters.capacity() > 4 * state.rosters.len() + ROOM_KEPT {
+            state.rosters.shrink_to(ROOM_KEPT);
+        }
+        state.mandate.holdings.give_room_back(ROOM_KEPT);
     }
 }
 

@@ -58,6 +58,15 @@ impl Taken {
     }
 }
 
+impl Holdings {
+    /// Shrinks what a wave of teams has left larger than it need be, down to `kept` entries.
+    pub fn give_room_back(&mut self, kept: usize) {
+        if self.teams.capacity() > 4 * self.teams.len() + kept {
+            self.teams.shrink_to(kept);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     state: State,

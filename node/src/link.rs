@@ -206,14 +206,14 @@ async fn one_link(
         .await
         .map_err(|_| LinkError::TimedOut)??;
     let pulse = Pulse::of(&welcome);
-    let (term, cluster) = (welcome.term, welcome.cluster);
+    let (term, cluster) = (welcome.term.get(), welcome.cluster);
     let inventory = floor.welcome(*welcome)?;
     let broker = broker.authority();
     match trouble.over(std::time::Instant::now()) {
-        None => tracing::info!(%broker, %term, %cluster, "linked to the broker"),
+        None => tracing::info!(%broker, term, %cluster, "linked to the broker"),
         Some(said) => {
             let (attempts, away_s) = (said.times, said.lasted.as_secs());
-            tracing::info!(%broker, %term, %cluster, attempts, away_s, "linked to the broker again");
+            tracing::info!(%broker, term, %cluster, attempts, away_s, "linked to the broker again");
         }
     }
     for page in inventory {

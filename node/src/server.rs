@@ -29,6 +29,7 @@ use crate::floor::{Floor, jitter, replaced_goodbye};
 use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Sampler};
+use crate::mandate::Link;
 use crate::outage::watch;
 use crate::outbox::{Goodbye, Swept, elapsed};
 
@@ -319,6 +320,8 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
         clients = %node.client_address,
         admin = %node.admin_address,
         url = %node.introduction.url,
+        version = env!("CARGO_PKG_VERSION"),
+        capacity_connections = node.floor.config.capacity.connections,
         "node started"
     );
     let served = node.serve_until(stop, hasten).await;
@@ -353,10 +356,15 @@ async fn wind_down(floor: &Floor, hasten: &CancellationToken) -> Instant {
     let until = Instant::now() + budget;
     floor.stopping.send_replace(Some(until));
     let served = !floor.state.lock().mandate.holdings.is_empty();
-    tracing::info!(
-        budget_s = budget.as_secs_f32(),
-        "stopping: asked the broker to drain this node"
-    );
+    let budget_s = budget.as_secs_f32();
+    if floor.state.lock().mandate.link() == Link::Down {
+        tracing::info!(
+            budget_s,
+            "stopping, without a broker: serving on until the budget is over"
+        );
+    } else {
+        tracing::info!(budget_s, "stopping: asked the broker to drain this node");
+    }
     let emptied = async {
         emptied(floor).await;
         if served {

@@ -189,6 +189,13 @@ impl MasterKey {
         self.derive(&[b"usher grant v1"])
     }
 
+    /// Tells this key from others, and nothing else about it.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let Key(bytes) = self.derive(&[b"usher key id v1"]);
+        bytes[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     fn derive(&self, info: &[&[u8]]) -> Key {
         let mut bytes = [0; 32];
         // HKDF-SHA256 gives up to 255 x 32 bytes, and 32 are asked for.
@@ -239,6 +246,9 @@ mod tests {
         let master = MasterKey::from_bytes([7; 32]);
         let printed = format!("{token:?} {master:?} {:?}", master.grant_key());
         assert_eq!(printed, "Token(..) MasterKey(..) Key(..)");
+        let other = MasterKey::from_bytes([8; 32]);
+        assert_ne!(master.fingerprint(), other.fingerprint());
+        assert!(!master.to_hex().contains(&master.fingerprint()));
     }
 
     #[test]

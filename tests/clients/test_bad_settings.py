@@ -57,6 +57,28 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path):
     assert str(tmp_path / "file") in said, said
 
 
+@pytest.mark.parametrize("word", ["warning", "verbose", "usher_brokr=debug", "info,tungstenite=trace"])
+def test_a_level_that_is_none_is_refused_wherever_it_is_said(tmp_path, word):
+    for command in (broker(tmp_path), node()):
+        assert word.rpartition(",")[2] in refused(*command, "--log", word)
+        assert word.rpartition(",")[2] in refused(*command, USHER_LOG=word)
+    config = tmp_path / "usher.toml"
+    config.write_text(f'[broker]\nlog = "{word}"\n')
+    said = refused(*broker(tmp_path), "--config", config)
+    assert "line 2" in said and word.rpartition(",")[2] in said, said
+
+
+def test_an_empty_variable_is_as_good_as_none(tmp_path):
+    names = ["NODE_REGION", "NODE_LISTEN", "NODE_WEIGHT", "NODE_STOP_BUDGET", "NODE_RELAY", "NODE_TOKEN", "LOG", "CONFIG"]
+    empty = {f"USHER_{name}": "" for name in names}
+    # It gets as far as the flag that is wrong indeed.
+    said = refused(*node(broker="http://127.0.0.1:1"), **empty)
+    assert "node-link address" in said, said
+    names = ["BROKER_ADMIN", "BROKER_LEASE", "BROKER_PUBLIC_URL", "MASTER_KEY", "OPERATOR_TOKEN_FILE", "BROKER_AUTO_CREATE"]
+    said = refused(*broker(tmp_path, lease="0s"), **{f"USHER_{name}": "" for name in names})
+    assert "lease" in said and "USHER" not in said, said
+
+
 NONSENSE = {
     "a node without a proper name": (node(name=".."), "--name"),
     "a node of no weight": (node(weight=0), "--weight"),

@@ -12,6 +12,7 @@ use crate::choose::Decision;
 use crate::command::{Command, NodeEntry, Notice, Route};
 use crate::epochs::{Epochs, Reserve};
 use crate::event::{Event, LinkId, RequestId};
+use crate::history::History;
 use crate::liveness::Mode;
 use crate::node::{Intent, Node, Seen};
 use crate::operation::Operation;
@@ -26,8 +27,8 @@ const TICK_MS: u64 = 1_000;
 const STEP_MS: u64 = 100;
 /// How often it is looked at otherwise: a quarter of the default heartbeat, so that a missed one shows soon.
 const IDLE_STEP_MS: u64 = 250;
-/// Decisions kept of one team.
-const DECISIONS_PER_TEAM: usize = 8;
+/// Room for commands that is kept: more than one batch of inputs gives.
+const COMMANDS: usize = 4_096;
 
 /// Every decision of the broker. See the [crate's page](crate).
 #[derive(Clone, Debug)]
@@ -81,9 +82,7 @@ pub struct Core {
     pub(crate) urls: BTreeMap<String, BTreeSet<NodeId>>,
     /// From when on silence counts: what was not heard before may be this broker's own fault.
     pub(crate) patient_since: Timestamp,
-    pub(crate) decisions: BTreeMap<TeamId, VecDeque<Decision>>,
-    /// Which team's oldest decision goes next.
-    decision_order: VecDeque<TeamId>,
+    pub(crate) decisions: History<Decision>,
     commands: VecDeque<Command>,
     last_step: Timestamp,
     pub(crate) last_tick: Timestamp,
@@ -145,8 +144,7 @@ impl Core {
             asked: Asked::default(),
             urls: BTreeMap::new(),
             patient_since: now,
-            decisions: BTreeMap::new(),
-            decision_order: VecDeque::new(),
+            decisions: History::default(),
             commands: VecDeque::new(),
             last_step: now,
             last_tick: now,
@@ -329,6 +327,8 @@ impl Core {
         let elapsed_ms = now.since(self.last_tick);
         let keep = score::keep_ppm(elapsed_ms, self.settings.half_life_ms);
         self.last_tick = now;
+        // A burst needs room once, and then for long no more.
+        self.commands.shrink_to(COMMANDS);
         for node in self.nodes.values_mut() {
             node.pending.tick(keep);
         }
@@ -524,28 +524,12 @@ impl Core {
 
     /// Keeps a decision for `why`, within the bounds.
     pub(crate) fn remember(&mut self, team: &TeamId, decision: Decision) {
-        let kept = self.decisions.entry(team.clone()).or_default();
-        kept.push_front(decision);
-        self.decision_order.push_back(team.clone());
-        if kept.len() > DECISIONS_PER_TEAM {
-            kept.pop_back();
-        }
-        while self.decision_order.len() > self.settings.decisions {
-            let Some(oldest) = self.decision_order.pop_front() else {
-                break;
-            };
-            if let Some(kept) = self.decisions.get_mut(&oldest) {
-                kept.pop_back();
-                if kept.is_empty() {
-                    self.decisions.remove(&oldest);
-                }
-            }
-        }
+        self.decisions.remember(team, decision, self.settings.decisions);
     }
 
     /// Forgets the decisions of a team that is gone.
     pub(crate) fn forget_decisions(&mut self, team: &TeamId) {
-        self.decisions.remove(team);
+        self.decisions.forget(team);
     }
 }
 

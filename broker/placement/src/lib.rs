@@ -48,6 +48,7 @@ mod epochs;
 mod event;
 mod failover;
 mod gaps;
+mod history;
 mod link;
 mod liveness;
 mod moving;

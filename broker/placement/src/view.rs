@@ -100,7 +100,7 @@ impl Core {
     #[must_use]
     pub fn why(&self, id: &TeamId, now: Timestamp) -> Option<WhyView> {
         let team = self.teams.get(id)?;
-        let decisions = self.decisions.get(id).into_iter().flatten();
+        let decisions = self.decisions.of(id);
         Some(WhyView {
             team: id.clone(),
             node: team.owner.as_ref().map(|owner| owner.node.clone()),

@@ -39,6 +39,9 @@ const RETRY_MS: u64 = 1_000;
 
 use crate::fold::Fold;
 
+/// After so long without a failure connections can be accepted again.
+const WORKS_FOR: Duration = Duration::from_secs(10);
+
 /// What one listener bears.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -246,7 +249,7 @@ async fn accept_one(
 ) -> Option<(TcpStream, Arc<Visit>)> {
     let (stream, peer) = match listener.accept().await {
         Ok(accepted) => {
-            if let Some(said) = failing.over(Instant::now()) {
+            if let Some(said) = failing.over_after(WORKS_FOR, Instant::now()) {
                 let (times, for_s) = (said.times, said.lasted.as_secs());
                 tracing::info!(times, for_s, "connections are accepted again");
             }

@@ -16,6 +16,7 @@ pub struct Fold<W> {
 struct GoingOn<W> {
     what: W,
     since: Instant,
+    last: Instant,
     said: Instant,
     times: u64,
 }
@@ -40,6 +41,7 @@ impl<W: PartialEq> Fold<W> {
     pub fn happened(&mut self, what: W, now: Instant) -> Option<Said> {
         if let Some(on) = self.going_on.as_mut().filter(|on| on.what == what) {
             on.times += 1;
+            on.last = now;
             if now.duration_since(on.said) < AGAIN_AFTER {
                 return None;
             }
@@ -49,10 +51,21 @@ impl<W: PartialEq> Fold<W> {
         let on = self.going_on.insert(GoingOn {
             what,
             since: now,
+            last: now,
             said: now,
             times: 1,
         });
         Some(on.seen(now))
+    }
+
+    /// Once it works: `Some` when it went on and has not happened for `quiet`. What fails and works by turns is not
+    /// over each time that it works.
+    pub fn over_after(&mut self, quiet: Duration, now: Instant) -> Option<Said> {
+        let is_quiet = |on: &GoingOn<W>| now.duration_since(on.last) >= quiet;
+        if self.going_on.as_ref().is_some_and(is_quiet) {
+            return self.over(now);
+        }
+        None
     }
 
     /// It is over; `Some` when it went on.
@@ -87,6 +100,21 @@ mod tests {
         assert_eq!((over.times, over.lasted), (150, Duration::from_secs(150)));
         assert_eq!(fold.over(at(151)), None);
         assert_eq!(fold.happened("away", at(152)).map(|said| said.times), Some(1));
+    }
+
+    #[test]
+    fn what_fails_and_works_by_turns_is_over_only_once_it_has_worked_for_a_while() {
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        let quiet = Duration::from_secs(10);
+        let mut fold = Fold::default();
+        assert!(fold.happened((), at(0)).is_some());
+        for second in 1..20 {
+            assert_eq!(fold.over_after(quiet, at(second)), None);
+            assert_eq!(fold.happened((), at(second)), None);
+        }
+        assert_eq!(fold.over_after(quiet, at(28)), None);
+        assert_eq!(fold.over_after(quiet, at(29)).map(|said| said.times), Some(20));
     }
 
     #[test]
