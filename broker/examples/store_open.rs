@@ -61,6 +61,7 @@ fn record(number: u64) -> Result<Record, Box<dyn Error>> {
         region: None,
         labels: Default::default(),
         pin: None,
+        moved_by: None,
     };
     Ok(Record::Team(format!("T{number:010}").parse()?, Some(record)))
 }

@@ -8,7 +8,7 @@ use usher_shared::rest::{DrainPost, OperationView};
 use crate::api::{Api, AskArgs};
 use crate::duration::HumanDuration;
 use crate::failure::Failure;
-use crate::operations;
+use crate::{operations, output};
 
 /// Move every team away from a node, a few at a time
 #[derive(Args)]
@@ -52,8 +52,8 @@ pub(crate) async fn run(args: DrainArgs) -> Result<ExitCode, Failure> {
     let path = format!("/v1/nodes/{}/drain", args.node);
     let view: OperationView = api.post(&path, &body).await?;
     if let Some(asked) = args.rate.filter(|asked| *asked < view.rate_per_s) {
-        operations::note(&format!(
-            "{asked} connections/s would not meet the deadline; it goes at {}",
+        output::note(&format!(
+            "note: {asked} connections/s would not meet the deadline; it goes at {}",
             view.rate_per_s
         ));
     }

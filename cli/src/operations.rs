@@ -65,11 +65,6 @@ pub(crate) async fn one(args: OperationArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells on standard error what an operator would not expect.
-pub(crate) fn note(words: &str) {
-    eprintln!("note: {words}");
-}
-
 /// Prints what was started, or with `wait` follows it to its end.
 pub(crate) async fn started(
     api: &Api,
