@@ -230,8 +230,10 @@ impl Visit {
             return true;
         }
         let address = self.peer.ip();
-        let waited = self.hall.places.wait(address, &self.cut, patience).await;
-        let Some(place) = waited else { return false };
+        let place = self.hall.places.wait(address, &self.cut);
+        let Ok(place) = tokio::time::timeout(patience, place).await else {
+            return false;
+        };
         place.turn(Stage::Busy);
         *self.seat() = Seat::Placed(place);
         true
@@ -270,7 +272,7 @@ async fn accept_one(
     let cut = CancellationToken::new();
     let seat = match hall.places.take(peer.ip(), &cut) {
         Some(place) => Seat::Placed(place),
-        None => Seat::Waiting(hall.waiting.wait(peer.ip(), &cut, Duration::MAX).await?),
+        None => Seat::Waiting(hall.waiting.wait(peer.ip(), &cut).await),
     };
     let visit = Visit {
         peer,

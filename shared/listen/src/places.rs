@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::room::{Origin, PlaceId, Room, Stage};
@@ -86,20 +86,13 @@ impl Places {
         })
     }
 
-    /// The same, waiting for up to `patience` until there is one.
-    pub async fn wait(
-        self: &Arc<Self>,
-        address: IpAddr,
-        cut: &CancellationToken,
-        patience: Duration,
-    ) -> Option<Place> {
-        let until = Instant::now() + patience;
+    /// The same, waiting until there is one.
+    pub async fn wait(self: &Arc<Self>, address: IpAddr, cut: &CancellationToken) -> Place {
         loop {
             if let Some(place) = self.take(address, cut) {
-                return Some(place);
+                return place;
             }
-            let freed = timeout(LOOK_AGAIN, self.freed.notified());
-            timeout_at(until, freed).await.ok()?.ok();
+            let _ = timeout(LOOK_AGAIN, self.freed.notified()).await;
         }
     }
 
