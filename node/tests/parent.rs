@@ -32,7 +32,7 @@ async fn each_death_is_reported_with_its_own_incarnation_and_the_child_is_starte
     let address = listener.local_addr().unwrap();
     let (say, mut said) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+    let service = service_fn(move |request: http::Request<usher_listen::inflow::Inflow>| {
         let say = say.clone();
         async move {
             assert_eq!(request.uri().path(), "/v1/node-exited");
@@ -45,7 +45,7 @@ async fn each_death_is_reported_with_its_own_incarnation_and_the_child_is_starte
     });
     tokio::spawn(usher_listen::accept::serve(
         listener,
-        usher_listen::accept::Limits::default(),
+        usher_listen::accept::Limits::of("test"),
         stop.clone(),
         service,
     ));
