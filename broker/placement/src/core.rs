@@ -20,6 +20,7 @@ use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
 use crate::settings::Settings;
 use crate::team::{Activation, Deleted, Owner, Team};
+use crate::trust::Past;
 
 /// How often the mean is taken anew and the index is rebuilt.
 const TICK_MS: u64 = 1_000;
@@ -78,6 +79,8 @@ pub struct Core {
     pub(crate) mode: Mode,
     /// Asks for teams of silent nodes, while too many are silent.
     pub(crate) asked: Asked,
+    /// Deaths of nodes that were forgotten.
+    pub(crate) past: BTreeMap<NodeId, Past>,
     /// Which nodes announce a URL, by what clients are given.
     pub(crate) urls: BTreeMap<String, BTreeSet<NodeId>>,
     /// From when on silence counts: what was not heard before may be this broker's own fault.
@@ -142,6 +145,7 @@ impl Core {
             versions: BTreeMap::new(),
             mode,
             asked: Asked::default(),
+            past: BTreeMap::new(),
             urls: BTreeMap::new(),
             patient_since: now,
             decisions: History::default(),

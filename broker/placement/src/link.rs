@@ -113,6 +113,7 @@ impl Core {
             None => {
                 self.nodes
                     .insert(id.clone(), Node::new(hello, seen, Intent::Active, lease_ms, rank));
+                self.recall_past(&id);
             }
         }
         self.links.insert(link, id.clone());

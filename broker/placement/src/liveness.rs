@@ -283,6 +283,7 @@ impl Core {
             self.finish_leaving(&team, "arrived", now);
         }
         self.forget_url(id);
+        self.keep_past(id, now);
         let Some(mut node) = self.nodes.remove(id) else {
             return;
         };

@@ -154,6 +154,13 @@ impl Vain {
     }
 }
 
+/// Deaths of a node that is off the books: a loop may be slower than they forget.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Past {
+    deaths: u32,
+    last: Timestamp,
+}
+
 /// How clients get to one node, and how often its process died.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trust {
@@ -468,6 +475,20 @@ impl Trust {
         self.last_death = Some(now);
     }
 
+    /// What outlives the record of the node.
+    fn past(&self, now: Timestamp) -> Option<Past> {
+        let last = self.last_death.filter(|last| now.since(*last) < FORGIVEN_MS)?;
+        Some(Past {
+            deaths: self.deaths,
+            last,
+        })
+    }
+
+    fn remember(&mut self, past: Past) {
+        self.deaths = past.deaths;
+        self.last_death = Some(past.last);
+    }
+
     /// It takes teams from now on. For how long it is kept back, and after how many deaths.
     pub(crate) fn come_up(&mut self, now: Timestamp) -> Option<(u64, u32)> {
         let lately = self.last_death.is_some_and(|last| now.since(last) < FORGIVEN_MS);
@@ -680,6 +701,26 @@ impl Core {
                 other,
                 url,
             });
+        }
+    }
+
+    /// A node goes off the books: its deaths are kept for as long as they count.
+    pub(crate) fn keep_past(&mut self, id: &NodeId, now: Timestamp) {
+        self.past.retain(|_, past| now.since(past.last) < FORGIVEN_MS);
+        let past = self.nodes.get(id).and_then(|node| node.trust.past(now));
+        if let Some(past) = past
+            && self.past.len() < self.settings.max_nodes
+        {
+            self.past.insert(id.clone(), past);
+        }
+    }
+
+    /// A name that is on the books again.
+    pub(crate) fn recall_past(&mut self, id: &NodeId) {
+        if let Some(past) = self.past.remove(id)
+            && let Some(node) = self.nodes.get_mut(id)
+        {
+            node.trust.remember(past);
         }
     }
 

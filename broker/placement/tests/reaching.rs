@@ -4,7 +4,7 @@
 
 mod world;
 
-use usher_placement::{Answer, Ask, Event, Knock, Notice, TrustChange};
+use usher_placement::{Answer, Ask, Event, Knock, Notice, Settings, TrustChange};
 use usher_shared::link::Clients;
 use usher_shared::rest::Gate;
 use world::{World, node, pool, team};
@@ -411,6 +411,26 @@ fn a_node_that_dies_again_and_again_gets_new_teams_for_a_last_resort_and_longer_
     world.add_hello(hello);
     assert!(gates(&world, "a").is_empty());
     world.check();
+}
+
+#[test]
+fn a_loop_that_is_slower_than_names_are_forgotten_is_a_loop_too() {
+    let mut world = World::with(Settings {
+        forget_ms: 4_000,
+        ..Settings::default()
+    });
+    for name in ["a", "b"] {
+        world.add(name);
+    }
+    for _ in 0..3 {
+        world.kill_with_witness("a");
+        world.advance(8_000);
+        assert!(world.core.node(&node("a"), world.now).is_none(), "off the books");
+        world.add("a");
+    }
+    assert_eq!(gates(&world, "a"), [Gate::Crashing]);
+    let view = world.core.node(&node("a"), world.now).unwrap().distrust.unwrap();
+    assert!(view.why.contains("3 times"), "{view:?}");
 }
 
 #[test]
