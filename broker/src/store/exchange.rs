@@ -169,6 +169,7 @@ mod tests {
             region: None,
             labels: Default::default(),
             pin: None,
+            moved_by: None,
         };
         let reserved = Epoch::new(100).unwrap();
         from.commit(&[

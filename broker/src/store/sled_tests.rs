@@ -20,6 +20,7 @@ fn team(name: &str, epoch: u64) -> Record {
         region: None,
         labels: Default::default(),
         pin: None,
+        moved_by: None,
     };
     Record::Team(name.parse().unwrap(), Some(record))
 }
