@@ -131,7 +131,7 @@ fn kept(view: &OperationView) -> Failure {
     };
     let first = named.first().cloned().unwrap_or_else(|| "TEAM".to_owned());
     Failure::new(anyhow::anyhow!(
-        "{} is not empty: {} pinned hard to it and stay: {}{more}",
+        "{} is not empty: {} pinned hard to it: {}{more}",
         view.node,
         if view.teams_kept == 1 {
             "a team is".to_owned()
@@ -371,8 +371,10 @@ pub(crate) mod tests {
             connections: 2_000,
             connections_known: true,
             connections_moved: 790,
+            connections_left: 790,
             connections_to_go: 1_210,
             connections_back: 780,
+            connections_arrived: 780,
             connections_not_back: 10,
             connections_matched: 400,
             gap_p50_ms: Some(0),

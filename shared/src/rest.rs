@@ -512,14 +512,20 @@ pub struct OperationView {
     #[serde(default = "yes")]
     pub connections_known: bool,
     /// Connections that are gone from the node.
-    #[serde(alias = "connections_left")]
+    #[serde(default)]
     pub connections_moved: u32,
+    /// The same, by its earlier name, which reads as what remains; goes with 1.0.
+    #[serde(default)]
+    pub connections_left: u32,
     /// Connections that are still to go.
     #[serde(default)]
     pub connections_to_go: u32,
     /// Connections of those teams that came in on their new nodes, at most as many as there were.
-    #[serde(alias = "connections_arrived")]
+    #[serde(default)]
     pub connections_back: u32,
+    /// The same, by its earlier name; goes with 1.0.
+    #[serde(default)]
+    pub connections_arrived: u32,
     /// Connections that are gone and were not seen again so far.
     #[serde(default)]
     pub connections_not_back: u32,

@@ -206,8 +206,9 @@ impl Operation {
         operation.kept_count = view.teams_kept;
         operation.connections = view.connections;
         operation.connections_known = view.connections_known;
-        operation.gone = view.connections_moved;
-        operation.back = view.connections_back;
+        // Earlier versions stored them by other names.
+        operation.gone = view.connections_moved.max(view.connections_left);
+        operation.back = view.connections_back.max(view.connections_arrived);
         operation.missed = view.deliveries_missed;
         operation.gaps = Gaps::from_stored(record.gaps, view.gap_max_ms, view.gap_error_ms.unwrap_or(0));
         operation.chosen = record.chosen.into_iter().collect();
@@ -474,12 +475,14 @@ impl Operation {
             connections: self.connections,
             connections_known: self.connections_known,
             connections_moved: self.gone,
+            connections_left: self.gone,
             connections_to_go: if self.is_running() {
                 self.connections.saturating_sub(self.gone)
             } else {
                 0
             },
             connections_back: back,
+            connections_arrived: back,
             connections_not_back: self.gone.saturating_sub(back),
             connections_matched: self.gaps.count(),
             gap_p50_ms: self.gaps.at(50),
