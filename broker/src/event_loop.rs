@@ -446,6 +446,13 @@ impl EventLoop {
                 incarnation,
                 url,
             } => self.url_prober.look(node, incarnation, &url),
+            Command::AskWho {
+                node,
+                incarnation,
+                address,
+            } => self
+                .prober
+                .ask_who(node, incarnation, address, self.core.cluster()),
             Command::Notice(notice) => telemetry::note(&notice, self.vitals.refusals()),
             // `poll_commands` turned both into something else.
             Command::Write(_) | Command::Answer { .. } => {}

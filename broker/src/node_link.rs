@@ -151,8 +151,20 @@ impl NodeLinks {
     async fn exited(&self, head: &Parts, body: Inflow) -> Result<(), Problem> {
         let bytes = body::read(body).await?;
         let exited: Exited = body::parse_required(&head.headers, &bytes)?;
+        let word = exited.clone();
+        let shown = self.core.glance(move |core, _| core.is_shown(&word)).await;
+        // Told in either case: one that is not believed is counted.
         let told = self.core.tell(Input::Event(Event::Exited(exited))).await;
-        told.map_err(|denied| denied.problem())
+        told.map_err(|denied| denied.problem())?;
+        match shown {
+            Ok(false) => Err(Problem::new(
+                403,
+                "unproven",
+                "the process is known by its nonce: send the `nonce` of its hello, as its parent knows it",
+            )),
+            // A broker that is too busy to look has been told all the same.
+            Ok(true) | Err(_) => Ok(()),
+        }
     }
 
     fn open(self: &Arc<Self>, head: &Parts, upgrade: Option<OnUpgrade>) -> Answer {

@@ -1,5 +1,10 @@
-//! Whether anybody still listens where a node said it does.
+//! Who listens where a node said it does, and whether anybody still does.
 
+use bytes::Bytes;
+use http::header::HOST;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -7,7 +12,9 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use usher_dial::dial_within;
 use usher_placement::{Event, ProbeOutcome};
-use usher_shared::id::{Incarnation, NodeId};
+use usher_shared::id::{ClusterId, Incarnation, NodeId};
+use usher_shared::link::{HEARS_BROKER_PATH, HearsBroker};
+use usher_shared::rest::ProbeState;
 
 use crate::handle::{CoreHandle, Input};
 
@@ -21,6 +28,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 const STAGGER: Duration = Duration::from_millis(50);
 /// Probes at once, each with a descriptor; the rest wait.
 const AT_ONCE: usize = 512;
+
+/// When a node that has just joined is asked who it is: its listener is open by then, but a proxy before it
+/// may have to notice.
+const WHO_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_millis(500), Duration::from_secs(2)];
+/// How long an answer may take.
+const WHO_PATIENCE: Duration = Duration::from_secs(1);
+/// An answer is a few bytes.
+const WHO_BYTES: usize = 1_024;
 
 /// Tries the addresses of nodes whose links closed.
 #[derive(Clone)]
@@ -56,6 +71,71 @@ impl Prober {
             };
             let _ = core.tell(Input::Event(event)).await;
         });
+    }
+
+    /// Asks who is at `address`, and tells the loop.
+    pub(crate) fn ask_who(
+        &self,
+        node: NodeId,
+        incarnation: Incarnation,
+        address: String,
+        cluster: ClusterId,
+    ) {
+        let (core, room) = (self.core.clone(), Arc::clone(&self.room));
+        self.sockets.spawn(async move {
+            let mut state = ProbeState::Silent;
+            for pause in WHO_PAUSES {
+                tokio::time::sleep(pause).await;
+                let permit = room.acquire().await;
+                let answer = tokio::time::timeout(WHO_PATIENCE, who_is_at(&address, cluster)).await;
+                drop(permit);
+                state = match answer.ok().flatten() {
+                    Some(who) if who == (node.clone(), incarnation) => ProbeState::Proven,
+                    Some(_) => ProbeState::Foreign,
+                    None => ProbeState::Silent,
+                };
+                if state == ProbeState::Proven {
+                    break;
+                }
+            }
+            tracing::debug!(%node, %address, state = state.as_str(), "asked who is there");
+            let event = Event::WhoAnswered {
+                node,
+                incarnation,
+                state,
+            };
+            let _ = core.tell(Input::Event(event)).await;
+        });
+    }
+}
+
+/// The process that says that it is at `address`.
+async fn who_is_at(address: &str, cluster: ClusterId) -> Option<(NodeId, Incarnation)> {
+    let request = Request::get(format!("{HEARS_BROKER_PATH}?cluster={cluster}"))
+        .header(HOST, address)
+        .body(Empty::<Bytes>::new())
+        .ok()?;
+    let stream = TcpStream::connect(address).await.ok()?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .ok()?;
+    let asked = async {
+        let answer = sender.send_request(request).await.ok()?;
+        if answer.status() != StatusCode::OK {
+            return None;
+        }
+        let body = Limited::new(answer.into_body(), WHO_BYTES).collect().await.ok()?;
+        let answer: HearsBroker = serde_json::from_slice(&body.to_bytes()).ok()?;
+        answer.node.zip(answer.incarnation)
+    };
+    // The answer comes through the connection, which ends with it or before.
+    tokio::pin!(connection, asked);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            answer = &mut asked => return answer,
+            _ = &mut connection, if open => open = false,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ const LATELY: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(150);
 
 /// Every code that a link can be refused with.
-pub(crate) const CODES: [&str; 11] = [
+pub(crate) const CODES: [&str; 13] = [
     "bad_message",
     "busy",
     "cluster",
@@ -26,8 +26,10 @@ pub(crate) const CODES: [&str; 11] = [
     "pool_full",
     "protocol",
     "stopping",
+    "too_many_names",
     "two_brokers",
     "unauthorized",
+    "unproven",
 ];
 
 /// Links that were refused.

@@ -6,7 +6,9 @@ use metrics::{
 };
 use std::time::Duration;
 use usher_placement::{Notice, Pace, Preservation, TrustChange};
-use usher_shared::rest::Cause;
+use usher_shared::rest::{Cause, ProbeState};
+
+use crate::link_message::for_log;
 
 use crate::refusals::{CODES, Refusals};
 
@@ -24,6 +26,8 @@ pub(crate) const NODES_DEAD: &str = "usher_nodes_dead_total";
 pub(crate) const STORE_REGRESSED: &str = "usher_store_regressed_total";
 pub(crate) const CLOCK_PACE: &str = "usher_node_clock_pace_changes_total";
 pub(crate) const NODES_REFUSED: &str = "usher_nodes_refused_total";
+pub(crate) const PROBE_ADDRESSES: &str = "usher_node_probe_addresses_total";
+pub(crate) const EXITS_DISBELIEVED: &str = "usher_node_exits_disbelieved_total";
 pub(crate) const UNPLACED: &str = "usher_unplaced_total";
 pub(crate) const OPERATIONS: &str = "usher_operations_total";
 pub(crate) const TRUST: &str = "usher_node_trust_changes_total";
@@ -158,6 +162,16 @@ pub(crate) fn describe() {
         "Links of nodes that were refused, by code; `unauthorized` is a token that is not the broker's"
     );
     describe_counter!(
+        PROBE_ADDRESSES,
+        Unit::Count,
+        "Probe addresses that were asked who is there, by the answer"
+    );
+    describe_counter!(
+        EXITS_DISBELIEVED,
+        Unit::Count,
+        "Reports of a node's end that did not show its nonce, or that its link contradicts"
+    );
+    describe_counter!(
         STORE_REGRESSED,
         Unit::Count,
         "Times that a node showed more than the store knows: it was restored from an old copy, or lost writes"
@@ -240,6 +254,10 @@ fn register() {
         counter!(NODES_REFUSED, "code" => code).increment(0);
     }
     counter!(DELIVERIES_MISSED).increment(0);
+    counter!(EXITS_DISBELIEVED).increment(0);
+    for state in [ProbeState::Proven, ProbeState::Silent, ProbeState::Foreign] {
+        counter!(PROBE_ADDRESSES, "state" => state.as_str()).increment(0);
+    }
     counter!(STORE_REGRESSED).increment(0);
     for pace in ["even", "fast", "slow"] {
         counter!(CLOCK_PACE, "pace" => pace).increment(0);
@@ -259,6 +277,28 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
         Notice::NodeReady { node, teams } => {
             refusals.met_a_node();
             tracing::info!(%node, teams, "node is ready");
+        }
+        Notice::ProbeAnswered { node, address, state } => {
+            counter!(PROBE_ADDRESSES, "state" => state.as_str()).increment(1);
+            if *state != ProbeState::Proven {
+                let address = for_log(address);
+                tracing::warn!(
+                    %node,
+                    address,
+                    state = state.as_str(),
+                    "the node does not answer at its probe address: its death is known by its parent's word or by \
+                     the end of its lease, and no peer can ask it. Give it --probe-listen or --probe with an address \
+                     that leads to it from here"
+                );
+            }
+        }
+        Notice::ExitDisbelieved { node, detail } => {
+            counter!(EXITS_DISBELIEVED).increment(1);
+            tracing::error!(
+                %node,
+                detail,
+                "a report that this node has ended is not believed; whoever sent it has the node token"
+            );
         }
         Notice::NodeRefused { node, code, detail } => refusals.refused(code.as_str(), node.as_str(), detail),
         Notice::NodeSilent { node } => tracing::warn!(%node, "node fell silent"),

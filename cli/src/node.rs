@@ -7,9 +7,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use usher_node::parent::{self, INCARNATION_VARIABLE, PARENT_VARIABLE, ParentConfig};
+use usher_node::parent::{self, INCARNATION_VARIABLE, NONCE_VARIABLE, PARENT_VARIABLE, ParentConfig};
 use usher_node::{OnLapse, Relay};
 use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::{Capacity, MAX_LABELS};
 use usher_shared::quantity::Weight;
 use usher_shared::template::NodeUrl;
@@ -88,7 +89,11 @@ pub(crate) struct NodeSettings {
     /// Where clients reach the node; may hold {node}, must hold {team} [default: ws://LISTEN/teams/{team}]
     #[arg(long, env = "USHER_NODE_URL", value_name = "TEMPLATE")]
     pub(crate) url: Option<NodeUrl>,
-    /// host:port that the broker tries when the link closes [default: LISTEN]
+    /// Where the broker's probes and peers are answered, beside LISTEN: needed where LISTEN cannot be reached
+    /// from the broker's machine, as behind a local TLS proxy [default: none]
+    #[arg(long, env = "USHER_NODE_PROBE_LISTEN", value_name = "ADDRESS")]
+    pub(crate) probe_listen: Option<SocketAddr>,
+    /// host:port that the broker tries when the link closes [default: PROBE_LISTEN, else LISTEN]
     #[arg(long, env = "USHER_NODE_PROBE", value_name = "HOST:PORT")]
     pub(crate) probe: Option<String>,
     /// Where it runs
@@ -275,6 +280,7 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
     let config = usher_node::Config {
         node: name,
         incarnation: incarnation()?,
+        nonce: nonce()?,
         listen: settings
             .listen
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 7410))),
@@ -284,6 +290,7 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
             .clone()
             .unwrap_or_else(|| vec!["ws://127.0.0.1:7402".to_owned()]),
         url: settings.url.clone(),
+        probe_listen: settings.probe_listen,
         probe: settings.probe.clone(),
         region: settings.region.clone(),
         zone: settings.zone.clone(),
@@ -322,9 +329,11 @@ fn or_seconds(setting: Option<HumanDuration>, seconds: u64) -> Duration {
 
 fn check(config: &usher_node::Config) -> anyhow::Result<()> {
     for (name, flag, address) in [
-        ("client", "--listen", config.listen),
-        ("admin", "--admin", config.admin),
+        ("client", "--listen", Some(config.listen)),
+        ("admin", "--admin", Some(config.admin)),
+        ("probe", "--probe-listen", config.probe_listen),
     ] {
+        let Some(address) = address else { continue };
         if !is_loopback(address) && config.token.is_none() {
             bail!(
                 "the {name} listener on {address} can be reached from other machines and the node has no token; set USHER_NODE_TOKEN or --node-token-file (the same as the broker's), or keep it on 127.0.0.1 with {flag}"
@@ -370,6 +379,16 @@ fn incarnation() -> anyhow::Result<Incarnation> {
             format!("{INCARNATION_VARIABLE} is set by the node's parent and by nobody else")
         }),
         None => Ok(parent::draw_incarnation()?),
+    }
+}
+
+/// What the parent drew for this child, else a fresh one.
+fn nonce() -> anyhow::Result<Hidden> {
+    match std::env::var(NONCE_VARIABLE) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{NONCE_VARIABLE} is set by the node's parent and by nobody else")),
+        Err(_) => Ok(parent::draw_nonce()?),
     }
 }
 

@@ -4,7 +4,7 @@ use clap::Args;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use usher_shared::id::NodeId;
-use usher_shared::rest::{Gate, NodeView, NodesView};
+use usher_shared::rest::{Gate, NodeView, NodesView, ProbeState};
 
 use crate::api::{Api, AskArgs, json};
 use crate::duration::for_people;
@@ -45,6 +45,14 @@ pub(crate) async fn run(args: NodesArgs) -> Result<ExitCode, Failure> {
         output::line("no node has joined yet; start one with `usher node --broker ws://BROKER:7402`");
     } else {
         output::text(&render(&view));
+        for note in view
+            .nodes
+            .iter()
+            .flat_map(|node| [rival(node), probe(node)])
+            .flatten()
+        {
+            output::line(&note);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -112,6 +120,31 @@ fn state(node: &NodeView) -> String {
         Some(operation) => format!("{} ({operation})", node.state.as_str()),
         None => node.state.as_str().to_owned(),
     }
+}
+
+/// What to say of a node whose name another process wants.
+fn rival(node: &NodeView) -> Option<String> {
+    let rival = node.rival?;
+    Some(format!(
+        "{name}: another process wants this name and is refused ({} times, the last {} ago); stop it, or give it \
+         another --name",
+        rival.refused,
+        for_people(rival.age_ms),
+        name = node.node,
+    ))
+}
+
+/// What to say of a node that does not answer at its probe address.
+fn probe(node: &NodeView) -> Option<String> {
+    let who = match node.probe_state {
+        ProbeState::Unknown | ProbeState::Proven => return None,
+        ProbeState::Silent => "nobody says that he is this node",
+        ProbeState::Foreign => "another process answers",
+    };
+    Some(format!(
+        "{}: at its probe address {} {who}; give it --probe-listen or --probe with one that leads to it from the broker",
+        node.node, node.probe
+    ))
 }
 
 fn gates(gates: &[Gate]) -> String {
@@ -197,7 +230,25 @@ pub(crate) mod tests {
             url_answers: None,
             same_url: None,
             distrust: None,
+            probe: "127.0.0.1:7410".to_owned(),
+            probe_state: ProbeState::Proven,
+            rival: None,
         }
+    }
+
+    #[test]
+    fn a_second_process_of_a_name_is_told() {
+        let mut node = node("node-1", 1, NodeState::Ready, 1);
+        assert_eq!(rival(&node), None);
+        node.rival = Some(usher_shared::rest::RivalView {
+            refused: 3,
+            age_ms: 412,
+        });
+        let said = rival(&node).unwrap();
+        assert!(
+            said.starts_with("node-1: ") && said.contains("3 times, the last 412 ms ago"),
+            "{said}"
+        );
     }
 
     #[test]

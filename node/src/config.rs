@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use usher_shared::credential::Credential;
 use usher_shared::id::{Incarnation, Label, NodeId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::Capacity;
 use usher_shared::quantity::Weight;
 use usher_shared::template::NodeUrl;
@@ -18,6 +19,8 @@ pub struct Config {
     pub node: NodeId,
     /// Drawn by the parent, so that it can report this very process when it dies.
     pub incarnation: Incarnation,
+    /// Drawn with it, and told to nobody but the broker.
+    pub nonce: Hidden,
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where `/metrics` and health are.
@@ -26,7 +29,9 @@ pub struct Config {
     pub brokers: Vec<String>,
     /// Where clients reach the node; `ws://<listen>/teams/{team}` when not given.
     pub url: Option<NodeUrl>,
-    /// `host:port` that the broker tries when the link closes; `listen` when not given.
+    /// Where the broker's probes and peers are answered, beside `listen`.
+    pub probe_listen: Option<SocketAddr>,
+    /// `host:port` that the broker tries when the link closes; `probe_listen`, else `listen`, when not given.
     pub probe: Option<String>,
     /// Where it runs.
     pub region: Option<Label>,

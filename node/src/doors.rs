@@ -263,7 +263,15 @@ fn ready(floor: &Floor) -> Answer {
     }
 }
 
-/// Tells a peer that lost its broker whether this node hears it.
+/// What the listener for the broker's probes and for peers answers.
+pub(crate) fn probed(floor: &Floor, request: &Request<Inflow>) -> Answer {
+    match request.uri().path() {
+        HEARS_BROKER_PATH => hears_broker(floor, request),
+        _ => health_of(floor, request).unwrap_or_else(not_found),
+    }
+}
+
+/// Tells a peer that lost its broker whether this node hears it, and who says so.
 fn hears_broker(floor: &Floor, request: &Request<Inflow>) -> Answer {
     if request.method() != Method::GET {
         return not_allowed("GET");
@@ -274,7 +282,11 @@ fn hears_broker(floor: &Floor, request: &Request<Inflow>) -> Answer {
         return problem(&Problem::new(400, "bad_cluster", detail));
     };
     let hears = floor.state.lock().mandate.hears(cluster, boottime());
-    json(&HearsBroker { hears })
+    json(&HearsBroker {
+        hears,
+        node: Some(floor.config.node.clone()),
+        incarnation: Some(floor.config.incarnation),
+    })
 }
 
 fn not_found() -> Answer {

@@ -50,6 +50,8 @@ pub enum Touch {
     Rejoining,
     /// The lease is over and there is no link.
     Lost,
+    /// The lease is over, and another process has this one's name: nobody needs to be asked.
+    Displaced,
 }
 
 /// What is to be done now.
@@ -118,6 +120,9 @@ impl Lapse {
             self.state = State::InTouch;
             return Step::Nothing;
         }
+        if touch == Touch::Displaced && !matches!(self.state, State::CutOff { .. }) {
+            self.give_up(connections, now);
+        }
         match &mut self.state {
             State::InTouch | State::Fencing | State::Fenced => {
                 self.state = State::Holding {
@@ -130,12 +135,7 @@ impl Lapse {
                 let heard_ms = heard_since.map_or(0, |since| now.since(since));
                 let unasked = planted::is(Bug::CutOffUnasked);
                 if heard_ms >= CUT_OFF_AFTER_MS || unasked {
-                    let all_ms = CLOSE_OVER_MS.max(u64::from(connections) * 1_000 / CLOSES_PER_S);
-                    let each = (u64::from(connections) * CLOSE_EVERY_MS).div_ceil(all_ms);
-                    self.state = State::CutOff {
-                        close_at: now,
-                        each_time: u32::try_from(each).unwrap_or(u32::MAX).max(1),
-                    };
+                    self.give_up(connections, now);
                     return self.step(touch, connections, now);
                 }
                 if now < *ask_at {
@@ -155,6 +155,16 @@ impl Lapse {
                 Step::Close(*each_time)
             }
         }
+    }
+
+    /// From here on connections are closed, paced.
+    fn give_up(&mut self, connections: u32, now: Timestamp) {
+        let all_ms = CLOSE_OVER_MS.max(u64::from(connections) * 1_000 / CLOSES_PER_S);
+        let each = (u64::from(connections) * CLOSE_EVERY_MS).div_ceil(all_ms);
+        self.state = State::CutOff {
+            close_at: now,
+            each_time: u32::try_from(each).unwrap_or(u32::MAX).max(1),
+        };
     }
 
     /// Everything that [`Step::CloseAll`] asked to be closed is gone.
@@ -234,6 +244,26 @@ mod tests {
         let mut connections = 1_000;
         assert_eq!(lost(&mut lapse, Hears::No, &mut connections, 0, 3_600_000), 0);
         assert!(!lapse.is_cut_off());
+    }
+
+    #[test]
+    fn a_process_whose_name_another_has_gives_its_connections_up_without_asking() {
+        let mut lapse = Lapse::new(OnLapse::Hold);
+        let mut connections = 1_000;
+        for ms in (0..6_000).step_by(100) {
+            match lapse.step(Touch::Displaced, connections, at(ms)) {
+                Step::Close(many) => connections -= many.min(connections),
+                Step::Nothing => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(ms > 4_000 || connections > 0, "all at once");
+        }
+        assert_eq!(connections, 0);
+        assert!(lapse.is_cut_off());
+        assert_eq!(
+            Lapse::new(OnLapse::Fence).step(Touch::Displaced, 5, at(0)),
+            Step::CloseAll
+        );
     }
 
     #[test]

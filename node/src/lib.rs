@@ -23,6 +23,7 @@ pub mod lease;
 mod link;
 pub mod load;
 pub mod mandate;
+mod name_lock;
 mod orders;
 mod outage;
 mod outbox;
@@ -53,6 +54,16 @@ pub enum NodeError {
     /// No broker was named.
     #[error("a node needs a broker: name one with --broker ws://host:7402")]
     NoBroker,
+    /// Another process on this machine is the node already.
+    #[error(
+        "another process on this machine is node {node} of these brokers already: stop it, or give this one another --name (`ss -xlp | grep @{lock}` shows it)"
+    )]
+    NameHeld {
+        /// The name.
+        node: usher_shared::id::NodeId,
+        /// The socket that it holds, in the abstract namespace.
+        lock: String,
+    },
     /// The node's URL cannot be made from its listener.
     #[error(
         "a node that listens on {address} needs the URL by which clients reach it: set --url, as in ws://host:port/teams/{{team}}"

@@ -5,6 +5,7 @@
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, StatusCode};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -27,6 +28,7 @@ use usher_shared::template::NodeUrl;
 use crate::authority::Disobey;
 use crate::brokers::BrokerAddress;
 use crate::floor::Floor;
+use crate::name_lock::NameLock;
 use crate::orders::Lapsed;
 
 /// From the dialling to the welcome.
@@ -53,6 +55,8 @@ pub(crate) struct Introduction {
     pub(crate) url: NodeUrl,
     pub(crate) probe: String,
     pub(crate) cores: Millicores,
+    /// What no other process of this name on this machine holds.
+    pub(crate) lock: Option<Arc<NameLock>>,
 }
 
 /// Why a link ended.
@@ -147,6 +151,9 @@ fn note(floor: &Floor, error: &LinkError) -> Option<u64> {
             if matches!(refused.code, RefusedCode::NameTaken | RefusedCode::Superseded) {
                 floor.state.lock().unwanted = Some(refused.code);
             }
+            if refused.code == RefusedCode::NameTaken {
+                floor.state.lock().mandate.name_taken();
+            }
             Some(refused.retry_ms.clamp(*RETRY_MS.start(), *RETRY_MS.end()))
         }
         LinkError::Disobey(_) => Some(LAST_RETRY_MS),
@@ -236,6 +243,7 @@ async fn greet(
     }
     let stream = dial(broker.authority()).await.map_err(LinkError::Connect)?;
     stream.set_nodelay(true).map_err(LinkError::Connect)?;
+    let from = stream.local_addr().map_err(LinkError::Connect)?.ip();
     let limits = WebSocketConfig::default()
         .read_buffer_size(16 * 1024)
         .write_buffer_size(0)
@@ -244,7 +252,7 @@ async fn greet(
         .max_frame_size(Some(MAX_FRAME_BYTES));
     let (mut socket, _) = tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await?;
     floor.state.lock().mandate.reached();
-    let hello = ToBroker::Hello(Box::new(hello(floor, introduction)));
+    let hello = ToBroker::Hello(Box::new(hello(floor, introduction, from)));
     send(&mut socket, &hello).await?;
     loop {
         match receive(&mut socket).await? {
@@ -256,13 +264,15 @@ async fn greet(
     }
 }
 
-fn hello(floor: &Floor, introduction: &Introduction) -> Hello {
+fn hello(floor: &Floor, introduction: &Introduction, from: IpAddr) -> Hello {
     let config = &floor.config;
     let state = floor.state.lock();
     Hello {
         protocol: PROTOCOL,
         node: config.node.clone(),
         incarnation: config.incarnation,
+        nonce: Some(config.nonce),
+        lock: introduction.lock.as_ref().and_then(|lock| lock.shown(from)),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         capabilities: PACED_MOVES.parse().into_iter().collect(),
         url: introduction.url.clone(),

@@ -38,6 +38,8 @@ pub struct Mandate {
     lapse: Lapse,
     highest_grant: Option<Granted>,
     peers: Vec<Peer>,
+    /// The last broker that was asked says that another process has this one's name.
+    displaced: bool,
     /// The teams, also for what clients do to them.
     pub holdings: Holdings,
 }
@@ -71,6 +73,19 @@ impl Mandate {
         self.link = Link::Greeting;
     }
 
+    /// A broker has another process under this one's name, and does not let this one in. Its teams are
+    /// others' once its lease is over, whatever its peers hear.
+    pub fn name_taken(&mut self) {
+        // One that was never let in has nothing to give up.
+        self.displaced = self.authority.cluster().is_some();
+    }
+
+    /// Whether another process has this one's name.
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        self.displaced
+    }
+
     /// A broker welcomed this node; what to show it.
     ///
     /// # Errors
@@ -82,6 +97,7 @@ impl Mandate {
         self.lease.begin_link(welcome.lease_ms);
         self.holdings.begin_link();
         self.link = Link::Welcome;
+        self.displaced = false;
         self.peers = welcome.peers.iter().take(MAX_PEERS).cloned().collect();
         Ok(self.holdings.inventory())
     }
@@ -167,6 +183,7 @@ impl Mandate {
         let touch = match (self.lease.deadline(), self.link) {
             (None, _) => Touch::Leased,
             (Some(deadline), _) if now < deadline => Touch::Leased,
+            _ if self.displaced => Touch::Displaced,
             (_, Link::Down) => Touch::Lost,
             _ => Touch::Rejoining,
         };

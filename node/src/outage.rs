@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use usher_listen::fold::{Fold, Said};
 use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
-use usher_shared::id::ClusterId;
+use usher_shared::id::{ClusterId, Incarnation};
 use usher_shared::link::{EndedBy, HEARS_BROKER_PATH, HearsBroker, Peer};
 
 use crate::ask::send;
@@ -132,7 +132,9 @@ async fn ask_peers(floor: &Floor) -> (Hears, usize) {
     let Some(cluster) = cluster else {
         return (Hears::No, peers.len());
     };
-    let asked = peers.iter().map(|peer| ask(peer, cluster));
+    let asked = peers
+        .iter()
+        .map(|peer| ask(peer, cluster, floor.config.incarnation));
     let mut answers: FuturesUnordered<_> = asked.collect();
     let any = async {
         while let Some(hears) = answers.next().await {
@@ -148,7 +150,7 @@ async fn ask_peers(floor: &Floor) -> (Hears, usize) {
     (hears, peers.len())
 }
 
-async fn ask(peer: &Peer, cluster: ClusterId) -> bool {
+async fn ask(peer: &Peer, cluster: ClusterId, own: Incarnation) -> bool {
     let request = Request::get(format!("{HEARS_BROKER_PATH}?cluster={cluster}"))
         .header(HOST, &peer.probe)
         .body(Full::new(Bytes::new()));
@@ -163,5 +165,23 @@ async fn ask(peer: &Peer, cluster: ClusterId) -> bool {
             .ok()?;
         serde_json::from_slice::<HearsBroker>(&body.to_bytes()).ok()
     });
-    matches!(answer.await, Ok(Some(HearsBroker { hears: true })))
+    match answer.await {
+        Ok(Some(answer)) => answer.hears && is_peer(&answer, peer, own),
+        _ => false,
+    }
+}
+
+/// Whether it is the peer that answered: its address may lead elsewhere from here, also back to this node.
+/// One that does not say who it is runs an earlier version.
+fn is_peer(answer: &HearsBroker, peer: &Peer, own: Incarnation) -> bool {
+    let named = answer.node.as_ref().is_none_or(|node| *node == peer.node);
+    let other = answer.incarnation.is_none_or(|incarnation| incarnation != own);
+    if !(named && other) {
+        tracing::warn!(
+            peer = %peer.node,
+            address = peer.probe,
+            "another node answers at this peer's address, and does not count: give the peer --probe-listen or --probe"
+        );
+    }
+    named && other
 }

@@ -18,6 +18,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 use usher_shared::credential::{Credential, Look};
 use usher_shared::id::{Incarnation, NodeId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::{EXITED_PATH, Exited};
 use usher_shared::secret::Token;
 
@@ -26,6 +27,8 @@ use crate::brokers::{BrokerAddress, BrokerAddressError};
 
 /// The variable in which the child finds its incarnation, 32 hexadecimal digits.
 pub const INCARNATION_VARIABLE: &str = "USHER_NODE_INCARNATION";
+/// The variable in which the child finds its nonce, 32 hexadecimal digits.
+pub const NONCE_VARIABLE: &str = "USHER_NODE_NONCE";
 /// The variable in which the child finds its parent's process id.
 pub const PARENT_VARIABLE: &str = "USHER_NODE_PARENT";
 /// The exit code of a child that cannot start as configured: starting it again would not help.
@@ -93,9 +96,21 @@ pub enum ParentError {
 /// # Errors
 /// [`ParentError::Random`].
 pub fn draw_incarnation() -> Result<Incarnation, ParentError> {
+    Ok(Incarnation::from_bits(draw()?))
+}
+
+/// Draws a fresh nonce.
+///
+/// # Errors
+/// [`ParentError::Random`].
+pub fn draw_nonce() -> Result<Hidden, ParentError> {
+    Ok(Hidden::from_bits(draw()?))
+}
+
+fn draw() -> Result<u128, ParentError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(ParentError::Random)?;
-    Ok(Incarnation::from_bits(u128::from_be_bytes(bytes)))
+    Ok(u128::from_be_bytes(bytes))
 }
 
 /// Runs the node in a child, and starts it again when it dies, until SIGTERM, SIGINT or SIGQUIT, which are
@@ -114,10 +129,10 @@ pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
     let mut backoff = FIRST_RESTART;
     let mut started_once = false;
     loop {
-        let incarnation = draw_incarnation()?;
+        let (incarnation, nonce) = (draw_incarnation()?, draw_nonce()?);
         let began = Instant::now();
         let restart_ms = backoff.as_millis();
-        match start(&config, incarnation) {
+        match start(&config, incarnation, nonce) {
             Ok(mut child) => {
                 started_once = true;
                 let (status, told_to_stop) = watch(&mut child, &mut signals, config.stop_budget).await?;
@@ -125,7 +140,7 @@ pub async fn supervise(config: ParentConfig) -> Result<i32, ParentError> {
                     ToldToStop::Yes => LAST_TELL_TIMEOUT,
                     ToldToStop::No => TELL_TIMEOUT,
                 };
-                tell(&config, &brokers, incarnation, patience).await;
+                tell(&config, &brokers, (incarnation, nonce), patience).await;
                 let code = exit_code(status);
                 if told_to_stop == ToldToStop::Yes {
                     return Ok(if ended_by_what_was_passed_on(status) {
@@ -205,10 +220,11 @@ impl Signals {
     }
 }
 
-fn start(config: &ParentConfig, incarnation: Incarnation) -> Result<Child, ParentError> {
+fn start(config: &ParentConfig, incarnation: Incarnation, nonce: Hidden) -> Result<Child, ParentError> {
     Command::new(&config.program)
         .args(&config.args)
         .env(INCARNATION_VARIABLE, incarnation.to_string())
+        .env(NONCE_VARIABLE, nonce.expose())
         .env(PARENT_VARIABLE, std::process::id().to_string())
         // A terminal sends Ctrl-C to the whole group. The child must get each signal once, from
         // here, since a second one makes it hurry.
@@ -278,12 +294,13 @@ fn exit_code(status: ExitStatus) -> i32 {
 async fn tell(
     config: &ParentConfig,
     brokers: &[BrokerAddress],
-    incarnation: Incarnation,
+    (incarnation, nonce): (Incarnation, Hidden),
     patience: Duration,
 ) {
     let exited = Exited {
         node: config.node.clone(),
         incarnation,
+        nonce: Some(nonce),
     };
     let body = Bytes::from(serde_json::to_vec(&exited).unwrap_or_default());
     let telling = brokers.iter().map(|broker| {

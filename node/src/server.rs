@@ -2,7 +2,7 @@
 
 use hyper::service::service_fn;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use usher_listen::supervise::{once, restarted};
 use usher_listen::telemetry::Telemetry;
 use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
+use usher_shared::id::NodeId;
 use usher_shared::link::EndedBy;
 use usher_shared::template::NodeUrl;
 
@@ -24,12 +25,13 @@ use crate::NodeError;
 use crate::brokers::BrokerAddress;
 use crate::config::Config;
 use crate::connection::unfinished_goodbye;
-use crate::doors::{Doors, admin};
+use crate::doors::{Doors, admin, probed};
 use crate::floor::{Floor, jitter, replaced_goodbye};
 use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Sampler};
 use crate::mandate::Link;
+use crate::name_lock::{NameLock, NameLockError};
 use crate::outage::watch;
 use crate::outbox::{Goodbye, Swept, elapsed};
 
@@ -52,6 +54,7 @@ pub struct Node {
     introduction: Introduction,
     sampler: Sampler,
     clients: TcpListener,
+    probes: Option<TcpListener>,
     admin: TcpListener,
     client_address: SocketAddr,
     admin_address: SocketAddr,
@@ -74,6 +77,7 @@ impl Node {
         if brokers.is_empty() {
             return Err(NodeError::NoBroker);
         }
+        let lock = take_name(&config.node, &brokers)?;
         let clients = bind(config.listen, "the node's client listener", "--listen")?;
         let admin = bind(config.admin, "the node's admin listener", "--admin")?;
         let client_address = clients.local_addr().map_err(NodeError::Address)?;
@@ -82,28 +86,37 @@ impl Node {
             Some(url) => url.clone(),
             None => derived_url(client_address)?,
         };
-        let probe = match &config.probe {
-            Some(probe) => probe.clone(),
-            // The broker would take a refusal at its own loopback for this node's death.
-            None if client_address.ip().is_unspecified() => {
-                return Err(NodeError::ProbeNeeded {
-                    address: client_address,
-                });
-            }
-            None => client_address.to_string(),
+        let probes = match config.probe_listen {
+            Some(listen) => Some(bind(listen, "the node's probe listener", "--probe-listen")?),
+            None => None,
         };
+        let probe_address = match &probes {
+            Some(listener) => listener.local_addr().map_err(NodeError::Address)?,
+            None => client_address,
+        };
+        let probe = probe_of(config.probe.as_deref(), probe_address)?;
+        if is_local(&probe) && brokers.iter().any(|broker| !is_local(broker.authority())) {
+            tracing::warn!(
+                probe,
+                "from another machine this probe address leads back to whoever dials it, and a broker of this node \
+                 is on another machine: until --probe-listen or --probe names an address that leads here, this node's \
+                 death is known by its parent's word or by the end of its lease, and no peer can ask it"
+            );
+        }
         let sampler = new_sampler();
         let introduction = Introduction {
             brokers,
             url,
             probe,
             cores: sampler.cores(),
+            lock,
         };
         Ok(Self {
             floor: Arc::new(Floor::new(config)),
             introduction,
             sampler,
             clients,
+            probes,
             admin,
             client_address,
             admin_address,
@@ -143,6 +156,8 @@ impl Node {
         hasten: CancellationToken,
     ) -> Result<(), NodeError> {
         let floor = self.floor;
+        // Until nothing of this node acts any more: whoever holds it next proves that.
+        let _name = self.introduction.lock.clone();
         if let Err(error) = floor.watchdog.start() {
             // Only a pool that fences owes anything to it, and it must not run unwatched.
             if floor.config.on_lapse == OnLapse::Fence {
@@ -188,6 +203,26 @@ impl Node {
             once(admin_listener).await;
             Part::Admin
         });
+        if let Some(listener) = self.probes {
+            let for_probes = Arc::clone(&floor);
+            let probe_listener = serve(
+                listener,
+                Limits {
+                    connections: 64,
+                    waiting: 16,
+                    ..Limits::of("probes")
+                },
+                listening.clone(),
+                service_fn(move |request| {
+                    let answer = probed(&for_probes, &request);
+                    async move { Ok::<_, Infallible>(answer) }
+                }),
+            );
+            parts.spawn(async move {
+                once(probe_listener).await;
+                Part::Probes
+            });
+        }
         let (linked, introduction, ends) = (Arc::clone(&floor), self.introduction, link_stop.clone());
         parts.spawn(async move {
             restarted("the link to the broker", || {
@@ -255,6 +290,7 @@ impl Node {
 enum Part {
     Clients,
     Admin,
+    Probes,
     Link,
     Sampler,
     Sweep,
@@ -269,6 +305,7 @@ impl Part {
         match self {
             Self::Clients => "the clients' listener",
             Self::Admin => "the admin listener",
+            Self::Probes => "the probe listener",
             Self::Link => "the link to the broker",
             Self::Sampler => "the sampler of CPU and memory",
             Self::Sweep => "the sweep over idle connections",
@@ -296,6 +333,45 @@ fn background<F: Future<Output = ()> + Send + 'static>(
 fn new_sampler() -> Sampler {
     let parallelism = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Sampler::new(Path::new("/"), u32::try_from(parallelism).unwrap_or(1))
+}
+
+/// The lock of the name. Where the system gives none the node runs without, and a restart waits for the
+/// lease of the process before it.
+fn take_name(node: &NodeId, brokers: &[BrokerAddress]) -> Result<Option<Arc<NameLock>>, NodeError> {
+    match NameLock::take(node, brokers) {
+        Ok(lock) => Ok(Some(Arc::new(lock))),
+        Err(NameLockError::Held(lock)) => Err(NodeError::NameHeld {
+            node: node.clone(),
+            lock,
+        }),
+        Err(NameLockError::System(error)) => {
+            tracing::warn!(%error, "this system gives no lock for the node's name: only its parent can prove its end");
+            Ok(None)
+        }
+    }
+}
+
+/// The address to be probed at: what was said, else where this listens.
+fn probe_of(said: Option<&str>, address: SocketAddr) -> Result<String, NodeError> {
+    let probe = said.map_or_else(|| address.to_string(), str::to_owned);
+    let everywhere = probe
+        .parse::<SocketAddr>()
+        .is_ok_and(|probe| probe.ip().is_unspecified());
+    // The broker would take a refusal at its own loopback for this node's death.
+    if everywhere {
+        return Err(NodeError::ProbeNeeded { address });
+    }
+    Ok(probe)
+}
+
+/// Whether `host:port` leads to whoever dials it.
+fn is_local(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 fn derived_url(address: SocketAddr) -> Result<NodeUrl, NodeError> {
@@ -519,8 +595,11 @@ mod tests {
     fn node_with_a_part_that_dies(times: u32) -> (Node, Arc<AtomicU32>) {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = Config {
-            node: "n1".parse().unwrap(),
+            // A name is one process's at a time, and tests run beside each other.
+            node: format!("n{}-{times}", std::process::id()).parse().unwrap(),
             incarnation: usher_shared::id::Incarnation::from_bits(1),
+            nonce: usher_shared::identity::Hidden::from_bits(1),
+            probe_listen: None,
             listen: nowhere,
             admin: nowhere,
             brokers: vec!["ws://127.0.0.1:1".to_owned()],

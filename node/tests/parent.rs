@@ -52,7 +52,7 @@ async fn each_death_is_reported_with_its_own_incarnation_and_the_child_is_starte
     // A broker that is not there holds nothing up for long.
     let brokers = vec!["ws://127.0.0.1:1".to_owned(), format!("ws://{address}")];
     let supervised = tokio::spawn(supervise(config("exit 1", brokers)));
-    let mut incarnations = BTreeSet::new();
+    let (mut incarnations, mut nonces) = (BTreeSet::new(), BTreeSet::new());
     for _ in 0..3 {
         let exited = tokio::time::timeout(DEADLINE, said.recv())
             .await
@@ -60,8 +60,9 @@ async fn each_death_is_reported_with_its_own_incarnation_and_the_child_is_starte
             .unwrap();
         assert_eq!(exited.node.as_str(), "node-1");
         incarnations.insert(exited.incarnation);
+        nonces.insert(exited.nonce.expect("the parent knows it").expose());
     }
-    assert_eq!(incarnations.len(), 3);
+    assert_eq!((incarnations.len(), nonces.len()), (3, 3));
     supervised.abort();
 }
 

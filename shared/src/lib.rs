@@ -12,6 +12,7 @@ pub mod figure;
 pub mod frame;
 pub mod grant;
 pub mod id;
+pub mod identity;
 pub mod link;
 pub mod planted;
 pub mod quantity;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::id::{BrokerId, ClusterId, ConnectionId, Incarnation, Label, NodeId, OperationId, TeamId};
+use crate::identity::Hidden;
 use crate::quantity::{Epoch, Millicores, Term, Weight};
 use crate::secret::Key;
 use crate::template::NodeUrl;
@@ -115,6 +116,14 @@ pub struct Hello {
     pub node: NodeId,
     /// Drawn at this start.
     pub incarnation: Incarnation,
+    /// Drawn at this start too, and known to this process, its parent and the broker alone: an incarnation
+    /// is in every ticket. Whoever says hello or reports an exit for this incarnation later must show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Hidden>,
+    /// Names a lock that the process holds for as long as it lives, and of which the kernel of its machine
+    /// has one: a later process that shows the same proves that this one is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<Hidden>,
     /// The node's software version, at most 64 bytes.
     pub version: String,
     /// Optional parts of the protocol that the node speaks; at most [`MAX_LABELS`].
@@ -594,6 +603,10 @@ pub enum RefusedCode {
     Protocol,
     /// A live node has that name.
     NameTaken,
+    /// The hello names a process that is known by its nonce, and does not show it.
+    Unproven,
+    /// More new names than a pool takes at once.
+    TooManyNames,
     /// The node belongs to another cluster.
     Cluster,
     /// The node follows another broker of the same term: one of the two runs on a copy of the store.
@@ -618,6 +631,8 @@ impl RefusedCode {
         match self {
             Self::Protocol => "protocol",
             Self::NameTaken => "name_taken",
+            Self::Unproven => "unproven",
+            Self::TooManyNames => "too_many_names",
             Self::Cluster => "cluster",
             Self::TwoBrokers => "two_brokers",
             Self::PoolFull => "pool_full",
@@ -637,13 +652,22 @@ pub struct Exited {
     pub node: NodeId,
     /// The incarnation that ended.
     pub incarnation: Incarnation,
+    /// The nonce of its [`Hello`], where it had one: without it the word is not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Hidden>,
 }
 
 /// A peer's answer to a node that lost its broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HearsBroker {
     /// Whether the peer has a link to a broker of that cluster, and its lease runs.
     pub hears: bool,
+    /// Who answers: an address can lead somewhere else than its owner thinks, also back to who asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// The process that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<Incarnation>,
 }
 
 impl Hello {

@@ -106,11 +106,17 @@ pub enum Bug {
     PreservationNeverEnds,
     /// With an old store any claim is adopted under its own epoch, also one that was surpassed since.
     OldClaimAdopted,
+    /// A second process of a name is taken as proof that the first is dead.
+    NewIncarnationIsProof,
+    /// The word of the process that has a name now counts for one that had it before.
+    NamesakeAnswers,
+    /// Whoever names an incarnation is believed to be that process, or its parent.
+    IncarnationIsSecret,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 47] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -155,6 +161,9 @@ impl Bug {
         Self::CrashesForgotten,
         Self::PreservationNeverEnds,
         Self::OldClaimAdopted,
+        Self::NewIncarnationIsProof,
+        Self::NamesakeAnswers,
+        Self::IncarnationIsSecret,
     ];
 }
 

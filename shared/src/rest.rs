@@ -375,6 +375,13 @@ pub struct NodeView {
     /// Why it is kept back although it is heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distrust: Option<DistrustView>,
+    /// Where it is probed when its link closes, and asked by its peers.
+    pub probe: String,
+    /// Who answered there.
+    pub probe_state: ProbeState,
+    /// Another process that wanted its name within the last minute, and was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rival: Option<RivalView>,
 }
 
 /// Why a node is kept back although it is heard.
@@ -388,6 +395,43 @@ pub struct DistrustView {
     pub again_in_ms: u64,
     /// How that is known, in words.
     pub why: String,
+}
+
+/// Who answers at a node's probe address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeState {
+    /// It was not asked yet.
+    #[default]
+    Unknown,
+    /// The node itself: a refusal there is a hint of its death.
+    Proven,
+    /// Nobody who says who he is.
+    Silent,
+    /// Somebody else.
+    Foreign,
+}
+
+impl ProbeState {
+    /// The word in JSON, in logs and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Proven => "proven",
+            Self::Silent => "silent",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// Another process that wants a node's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RivalView {
+    /// How often it, or several, were refused since the node's process has the name.
+    pub refused: u64,
+    /// Milliseconds since that was last.
+    pub age_ms: u64,
 }
 
 /// What the broker sees of a node, folded with what the operator asked.

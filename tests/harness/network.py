@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from .cluster import Node
-from .fleet import Fleet, at
+from .fleet import Fleet, Process, at
 
 _CLONE_NEWNET = 0x4000_0000  # linux/sched.h
 _TUNSETIFF = 0x4004_54CA  # linux/if_tun.h
@@ -266,6 +266,18 @@ class Scattered(Fleet):
 
     def start_node(self, name, *arguments, **how):
         self._start(name, lambda *rest, **more: super(Scattered, self).start_node(name, *rest, **more), *arguments, **how)
+
+    def start_twin(self, name, member, *arguments):
+        """Starts a second process of a node's name on another member, without a parent."""
+        flags = ["--listen", f"{self.network.host(member)}:7410", "--admin", "127.0.0.1:7510"]
+        self.processes["twin"] = Process(
+            self.folder,
+            "twin",
+            *("node", "--name", name, "--no-parent", "--broker", f"ws://{at(self.node_link)}", *flags, *arguments),
+            before=self.network.members[member].before,
+            variables={"USHER_NODE_TOKEN": _TOKEN},
+        )
+        return self.processes["twin"]
 
     def _start(self, member, start, *arguments, before=(), variables=None, **how):
         tokens = {"USHER_NODE_TOKEN": _TOKEN, **(variables or {})}

@@ -125,6 +125,9 @@ impl Core {
     /// A node has no exclusive effects any more for what it held of a team, because of the order that
     /// this epoch names: of a move, which is above the epoch held, or of a revoke, which may be that one.
     pub(crate) fn stopped(&mut self, id: &NodeId, held: &TeamEpoch, order: Order) {
+        let Some(speaks) = self.owner_on(id) else { return };
+        // Another process that had the name is not done because this one says that it is.
+        let is_it = |process: &Owner| *process == speaks || planted::is(Bug::NamesakeAnswers);
         let awaited = |activation: &Activation| match activation {
             Activation::After { before, since } => {
                 let late_enough = match order {
@@ -132,7 +135,7 @@ impl Core {
                     Order::Any if planted::is(Bug::RevokedIsNotStopped) => held.epoch > *since,
                     Order::Any => held.epoch >= *since,
                 };
-                before.node == *id && (late_enough || planted::is(Bug::StaleYieldCounts))
+                before.node == *id && is_it(before) && (late_enough || planted::is(Bug::StaleYieldCounts))
             }
             _ => false,
         };
@@ -140,7 +143,7 @@ impl Core {
             if awaited(&deleted.waits_for) {
                 deleted.waits_for = Activation::Owned;
             }
-            let was_last = deleted.last.as_ref().is_none_or(|last| last.node == *id);
+            let was_last = deleted.last.as_ref().is_none_or(|last| *last == speaks);
             if was_last && deleted.waits_for == Activation::Owned {
                 self.deleted.remove(&held.team);
             }
@@ -178,6 +181,7 @@ impl Core {
             _ => false,
         };
         self.activating.contains_key(&(node.clone(), incarnation))
+            || self.former_of(node) > 0
             || self
                 .deleted
                 .values()

@@ -3,7 +3,7 @@
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::link::{Refused, RefusedCode, ToNode};
 use usher_shared::quantity::Epoch;
-use usher_shared::rest::{Cause, Gate, OperationKind, OperationView};
+use usher_shared::rest::{Cause, Gate, OperationKind, OperationView, ProbeState};
 use usher_shared::template::NodeUrl;
 
 use crate::event::{LinkId, RequestId};
@@ -74,6 +74,15 @@ pub enum Command {
         /// Where clients go.
         url: NodeUrl,
     },
+    /// Ask at this address which process is there, and say so with [`crate::Event::WhoAnswered`].
+    AskWho {
+        /// The node whose address it should be.
+        node: NodeId,
+        /// Its incarnation, to be handed back.
+        incarnation: Incarnation,
+        /// `host:port`.
+        address: String,
+    },
     /// Tell whoever watches: logs and metrics. Nothing depends on it.
     Notice(Notice),
 }
@@ -88,7 +97,7 @@ impl Command {
     pub fn waits_for_store(&self) -> bool {
         match self {
             Self::Send { message, .. } => !matches!(**message, ToNode::HeartbeatAck { .. }),
-            Self::Probe { .. } | Self::ProbeUrl { .. } | Self::Notice(_) => false,
+            Self::Probe { .. } | Self::ProbeUrl { .. } | Self::AskWho { .. } | Self::Notice(_) => false,
             _ => true,
         }
     }
@@ -259,6 +268,22 @@ pub enum Notice {
         code: RefusedCode,
         /// Why, in a sentence.
         detail: String,
+    },
+    /// It is known who answers at a node's probe address, or it is known that nobody says so.
+    ProbeAnswered {
+        /// The node.
+        node: NodeId,
+        /// The address.
+        address: String,
+        /// Who does.
+        state: ProbeState,
+    },
+    /// Somebody reported that a node's process had ended, and is not believed.
+    ExitDisbelieved {
+        /// The node.
+        node: NodeId,
+        /// Why not.
+        detail: &'static str,
     },
     /// A node's link closed or its heartbeats stopped.
     NodeSilent {

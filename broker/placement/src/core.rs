@@ -13,7 +13,9 @@ use crate::command::{Command, NodeEntry, Notice, Route};
 use crate::epochs::{Epochs, Reserve};
 use crate::event::{Event, LinkId, RequestId};
 use crate::history::History;
+use crate::identity::Former;
 use crate::liveness::Mode;
+use crate::names::NewNames;
 use crate::node::{Intent, Node, Seen};
 use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
@@ -47,6 +49,9 @@ pub struct Core {
     pub(crate) store_regressed: bool,
     /// By name: a name has one process at a time.
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Processes whose name another has by now, and which may act still.
+    pub(crate) former: BTreeMap<(NodeId, Incarnation), Former>,
+    pub(crate) new_names: NewNames,
     /// Which node speaks on a link. A link that is not here may say hello and nothing else.
     pub(crate) links: BTreeMap<LinkId, NodeId>,
     pub(crate) teams: BTreeMap<TeamId, Team>,
@@ -126,6 +131,8 @@ impl Core {
             epochs: Epochs::after(snapshot.epochs_reserved),
             store_regressed: false,
             nodes: BTreeMap::new(),
+            former: BTreeMap::new(),
+            new_names: NewNames::new(now),
             links: BTreeMap::new(),
             teams: BTreeMap::new(),
             unplaced: BTreeSet::new(),
@@ -184,7 +191,8 @@ impl Core {
             };
             // Which of the stored versions is the newest is not known, so none is preferred.
             self.versions.entry(record.hello.version.clone()).or_insert(0);
-            let node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms, 0);
+            let mut node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms, 0);
+            node.marks = record.marks;
             self.nodes.insert(id.clone(), node);
             self.rekey(&id);
             self.publish_node(&id);
@@ -273,7 +281,12 @@ impl Core {
                 teams,
                 over_ms,
             } => self.sent(&node, tickets, teams, over_ms, now),
-            Event::Exited(exited) => self.exited(&exited.node, exited.incarnation, now),
+            Event::WhoAnswered {
+                node,
+                incarnation,
+                state,
+            } => self.who_answered(&node, incarnation, state),
+            Event::Exited(exited) => self.exited(&exited, now),
             Event::Request { request, ask } => self.request(request, ask, now),
         }
     }
@@ -307,8 +320,10 @@ impl Core {
         if now.since(self.last_tick) >= TICK_MS {
             self.tick(now);
             self.shorten_leases(now);
+            self.forget_former(now);
             self.forget_deleted(now);
             self.tell_peers(now);
+            self.ask_who_again(now);
         }
         self.watch_nodes(now);
         self.activate_after_leases(now);
@@ -446,6 +461,7 @@ impl Core {
         debug_assert!(team.owner.is_none(), "disown before own");
         if let Some(node) = self.nodes.get_mut(&owner.node) {
             node.teams.insert(id.clone());
+            node.tried = true;
             node.weight_sum += u64::from(team.weight.get());
             node.pending.add(pending(&self.pool, team));
         }

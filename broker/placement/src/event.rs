@@ -5,7 +5,7 @@ use usher_shared::link::{
     Arrivals, Counted, Departures, Exited, Heartbeat, Hello, Inventory, Missed, TeamEpoch,
 };
 use usher_shared::quantity::Epoch;
-use usher_shared::rest::{DrainPost, ShedPost, TeamPatch, TeamPut};
+use usher_shared::rest::{DrainPost, ProbeState, ShedPost, TeamPatch, TeamPut};
 
 /// One link of one node, numbered by the caller and never reused within a run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -111,6 +111,15 @@ pub enum Event {
         /// How it went.
         outcome: ProbeOutcome,
     },
+    /// The answer to [`crate::Command::AskWho`].
+    WhoAnswered {
+        /// The node.
+        node: NodeId,
+        /// The incarnation that was asked about.
+        incarnation: Incarnation,
+        /// Who is there.
+        state: ProbeState,
+    },
     /// The answer to [`crate::Command::ProbeUrl`].
     UrlProbed {
         /// The node.
@@ -145,8 +154,8 @@ pub enum Event {
 /// How a probe of a node's address went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProbeOutcome {
-    /// The connection was refused: nothing listens there. A hint of death, never proof, because a
-    /// firewall can say the same.
+    /// The connection was refused: nothing listens there. A hint of death where the node itself has answered
+    /// before, and never proof, because a firewall can say the same. Elsewhere it is nothing.
     Refused,
     /// Somebody accepted.
     Answered,

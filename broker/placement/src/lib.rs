@@ -16,6 +16,7 @@
 //! | is a node alive, and since when not? | `liveness` |
 //! | may silence be believed while much is silent at once? | `caution` |
 //! | do clients get to a node, and does it stay up? | `trust` |
+//! | who speaks under a name, and what became of whoever had it before? | `identity` |
 //! | who may have exclusive effects, and from when? | `activation` |
 //! | whose teams need a new owner now, and may they have one? | `failover` |
 //! | how does an operation begin and end? | `drain` |
@@ -27,7 +28,9 @@
 //! | whose departure and arrival is that? | `arrivals` |
 //! | how does one team get from one node to another? | `moving` |
 //! | which epoch is next? | `epochs` |
+//! | how many names may be new at once? | `names` |
 //! | do a node's clock and the broker's run alike? | `pace` |
+//! | whose is the address that a node is probed at? | `addresses` |
 //! | whom does a node ask that has lost the broker? | `peers` |
 //! | what does a node hold that it should not, or lack? | `reconcile` |
 //! | what must be durable before it is shown? | [`pipeline`] |
@@ -35,6 +38,7 @@
 #![forbid(unsafe_code)]
 
 mod activation;
+mod addresses;
 mod advance;
 mod arrivals;
 mod bucket;
@@ -49,9 +53,11 @@ mod event;
 mod failover;
 mod gaps;
 mod history;
+mod identity;
 mod link;
 mod liveness;
 mod moving;
+mod names;
 mod node;
 mod operation;
 mod pace;

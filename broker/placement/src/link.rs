@@ -7,7 +7,7 @@ use usher_shared::link::{
 };
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
-use usher_shared::rest::{DrainPost, TeamKind};
+use usher_shared::rest::{DrainPost, ProbeState, TeamKind};
 
 use crate::activation::Order;
 use crate::command::{Command, Notice};
@@ -30,8 +30,11 @@ impl Core {
         let id = hello.node.clone();
         if let Some((code, detail)) = self.refuse_hello(link, &hello, now) {
             if code == RefusedCode::TwoBrokers {
-                self.hear_of(&id, now);
+                self.hear_of(&hello, now);
                 self.meet_higher_epoch(&hello);
+            }
+            if matches!(code, RefusedCode::NameTaken | RefusedCode::Unproven) {
+                self.note_rival(&id, now);
             }
             self.notice(Notice::NodeRefused {
                 node: id,
@@ -50,17 +53,9 @@ impl Core {
         }
         self.meet_higher_term(&hello);
         self.meet_higher_epoch(&hello);
-        // What it has seen was looked at just now. It is no part of who it is, and a node that comes back
-        // unchanged must not have to wait for the store.
-        let hello = Hello {
-            broker: None,
-            highest_grant: None,
-            ..hello
-        };
         if let Some(node) = self.nodes.get(&id) {
             if node.incarnation() != hello.incarnation {
-                // The same name with a new incarnation: the old process is gone, and its sockets with it.
-                self.node_died(&id, Proof::Proven, "its name came back with a new process", now);
+                self.succeed(&hello, now);
             } else if let Some(old) = node.link() {
                 self.links.remove(&old);
                 let refused = Refused {
@@ -71,11 +66,22 @@ impl Core {
                 self.command(Command::Close { link: old, refused });
             }
         }
-        let known = self
-            .nodes
-            .get(&id)
-            .map(|node| (node.hello.clone(), node.lease_ms));
         self.forget_url(&id);
+        let known = self.nodes.get(&id).map(Node::record);
+        let alone = self.is_alone(&hello);
+        let marks = self.recognise(&hello);
+        if known.is_none() {
+            self.count_new_name(&hello, now);
+        }
+        // What it has seen and shown was looked at just now. It is no part of what is told of it, and a node
+        // that comes back unchanged must not have to wait for the store.
+        let hello = Hello {
+            broker: None,
+            highest_grant: None,
+            nonce: None,
+            lock: None,
+            ..hello
+        };
         let rank = self.version_rank(&hello.version);
         let lease_ms = self.settings.lease_ms;
         let seen = Seen::Joining {
@@ -96,9 +102,8 @@ impl Core {
                 }
                 // A new link counts its heartbeats from 1 again.
                 node.report.seq = 0;
-                // The process may still run on a longer lease from before the broker's start.
-                let same_process = node.hello.incarnation == hello.incarnation;
-                if !same_process || planted::is(Bug::LoweredLeaseAtOnce) {
+                // The process, or the one before it, may still run on a longer lease from before the broker's start.
+                if alone || planted::is(Bug::LoweredLeaseAtOnce) {
                     node.lease_ms = lease_ms;
                 } else {
                     node.lease_ms = node.lease_ms.max(lease_ms);
@@ -106,21 +111,22 @@ impl Core {
                 node.clock_pace.begin();
                 node.can_count = crate::node::can_count(&hello);
                 node.reports |= node.can_count;
+                if node.incarnation() != hello.incarnation || node.hello.probe != hello.probe {
+                    node.probe_state = ProbeState::Unknown;
+                }
                 node.hello = hello;
                 node.seen = seen;
                 node.version_rank = rank;
             }
             None => {
-                self.nodes
-                    .insert(id.clone(), Node::new(hello, seen, Intent::Active, lease_ms, rank));
+                let mut node = Node::new(hello, seen, Intent::Active, lease_ms, rank);
+                node.marks = marks;
+                self.nodes.insert(id.clone(), node);
                 self.recall_past(&id);
             }
         }
         self.links.insert(link, id.clone());
-        let now_known = self
-            .nodes
-            .get(&id)
-            .map(|node| (node.hello.clone(), node.lease_ms));
+        let now_known = self.nodes.get(&id).map(Node::record);
         // The lease too: a broker that starts with a shorter one must know how long this one runs.
         if known != now_known {
             self.write_node(&id);
@@ -133,8 +139,10 @@ impl Core {
 
     /// A node that may not join lives all the same: while it is not clear which broker it belongs to,
     /// nothing of its is to be given away for silence.
-    fn hear_of(&mut self, id: &NodeId, now: Timestamp) {
-        let Some(node) = self.nodes.get_mut(id) else {
+    fn hear_of(&mut self, hello: &Hello, now: Timestamp) {
+        let itself =
+            |node: &&mut Node| node.incarnation() == hello.incarnation && node.marks.is_itself(hello.nonce);
+        let Some(node) = self.nodes.get_mut(&hello.node).filter(itself) else {
             return;
         };
         match &mut node.seen {
@@ -183,24 +191,8 @@ impl Core {
             return Some((RefusedCode::TwoBrokers, detail));
         }
         match self.nodes.get(&hello.node) {
-            None if self.nodes.len() >= self.settings.max_nodes => Some((
-                RefusedCode::PoolFull,
-                format!("the pool has {} nodes, its bound", self.nodes.len()),
-            )),
-            // A live process has that name. Were the newcomer let in, the two would throw each other
-            // out for ever; a restarted node's old link closes with its process, or goes silent.
-            Some(node)
-                if node.incarnation() != hello.incarnation
-                    && node.link().is_some()
-                    && now.since(node.heard()) <= 2 * self.settings.heartbeat_ms =>
-            {
-                let detail = format!(
-                    "a live node is called {}; give this one another --name",
-                    hello.node
-                );
-                Some((RefusedCode::NameTaken, detail))
-            }
-            _ => None,
+            None => self.refuse_name(hello, now),
+            Some(_) => self.refuse_identity(hello, now),
         }
     }
 
@@ -290,6 +282,7 @@ impl Core {
         self.meet(&id, now);
         self.rebuild_index();
         self.publish_node(&id);
+        self.ask_who(&id, now);
         let teams = self.nodes.get(&id).map_or(0, |node| node.teams.len());
         self.notice(Notice::NodeReady {
             node: id.clone(),
@@ -380,6 +373,7 @@ impl Core {
         if let Some(turn) = reached {
             self.turned(&id, turn);
         }
+        self.doubt_exit(&id, now);
         if let Some(pace) = turned {
             self.rekey(&id);
             self.notice(Notice::ClockPace { node: id, pace });
@@ -468,6 +462,9 @@ impl Core {
             hint: Hint::None,
             probe_at: None,
         };
+        if self.exit_is_confirmed(&id, now) {
+            return;
+        }
         // It may have been emptied on this side alone: whoever has not said that it stopped is not gone.
         if emptied && (planted::is(Bug::EmptiedIsGone) || !self.is_waited_for(&id, incarnation)) {
             let wish = self.nodes.get(&id).map(Node::wish);

@@ -1,14 +1,14 @@
 //! Is a node alive, and since when not?
 //!
-//! Three kinds of evidence. Proof: its parent reported the exit, or its name came back with a new
-//! process; acted on at once. A hint: its link closed and its probe address refuses; inbound teams
+//! Three kinds of evidence. Proof: its parent reported the exit, or its successor holds its lock (see
+//! [`crate::identity`]); acted on at once. A hint: its link closed and its probe address refuses; inbound teams
 //! move at once, exclusive effects wait for the lease. Silence: waits for the lease. Neither is
 //! acted on just after a start, and silence not while too much of the pool is silent at once ([`crate::caution`]).
 
 use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
-use usher_shared::rest::BrokerState;
+use usher_shared::rest::{BrokerState, ProbeState};
 
 use crate::command::{Command, Notice};
 use crate::core::Core;
@@ -148,21 +148,11 @@ impl Core {
         let Seen::Unlinked { hint, probe_at, .. } = &mut node.seen else {
             return;
         };
-        if outcome == ProbeOutcome::Refused {
+        if outcome == ProbeOutcome::Refused && node.probe_state == ProbeState::Proven {
             *hint = Hint::Refused;
             self.watch_nodes(now);
         } else {
             *probe_at = Some(now.plus(PROBE_AGAIN_MS));
-        }
-    }
-
-    pub(crate) fn exited(&mut self, id: &NodeId, incarnation: Incarnation, now: Timestamp) {
-        if self
-            .nodes
-            .get(id)
-            .is_some_and(|node| node.incarnation() == incarnation)
-        {
-            self.node_died(id, Proof::Proven, "its parent reported the exit", now);
         }
     }
 
@@ -187,6 +177,7 @@ impl Core {
                 dead_after_ms /= 2;
             }
             let lease_over = now.since(heard.max(patient_since)) >= dead_after_ms;
+            let remembered_ms = node.remembered_ms(self.settings.forget_ms);
             match &mut node.seen {
                 Seen::Linked { silence, .. } => {
                     if *silence == Silence::Heard && now.since(heard) > patience {
@@ -214,15 +205,20 @@ impl Core {
                     let kept_ms = if kept {
                         self.settings.keep_wish_ms
                     } else {
-                        self.settings.forget_ms
+                        remembered_ms
                     };
-                    if stopped && now.since(*since) >= kept_ms {
+                    // A restart must know of the leases that its earlier processes may hold.
+                    let awaited = self.former.keys().any(|(former, _)| former == id);
+                    if stopped && !awaited && now.since(*since) >= kept_ms {
                         gone.push(id.clone());
                     }
                 }
             }
         }
         for id in fell_silent {
+            if self.exit_is_confirmed(&id, now) {
+                continue;
+            }
             self.rekey(&id);
             self.publish_node(&id);
             self.notice(Notice::NodeSilent { node: id });
@@ -260,8 +256,8 @@ impl Core {
             .get(id)
             .filter(|node| node.incarnation() == incarnation)
         else {
-            // Forgotten nodes are long past their lease; another incarnation is proof.
-            return true;
+            // Forgotten nodes are long past their lease, and so are processes that are not remembered.
+            return !self.former_may_act(id, incarnation, now);
         };
         match node.seen {
             Seen::Dead {

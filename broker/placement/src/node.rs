@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
+use usher_shared::identity::Marks;
 use usher_shared::link::{Health, Held, Hello, PACED_MOVES, Peer};
 use usher_shared::quantity::{Millicores, Timestamp};
-use usher_shared::rest::NodeState;
+use usher_shared::rest::{NodeState, ProbeState};
 
 use crate::event::LinkId;
+use crate::identity::{ExitWord, Rival};
 use crate::pace::ClockPace;
 use crate::record::{IntentRecord, NodeRecord};
 use crate::score::Score;
@@ -72,14 +74,14 @@ pub(crate) enum Silence {
 pub(crate) enum Hint {
     /// Nothing that speaks for its death.
     None,
-    /// Its probe address refuses connections.
+    /// Its probe address, at which it has answered before, refuses connections.
     Refused,
 }
 
 /// How sure a death is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Proof {
-    /// Its parent reported the exit, or a new incarnation took its name.
+    /// Its parent reported the exit, or its successor holds the lock that it held.
     Proven,
     /// It was refused or silent: it may live on behind a cut.
     Presumed,
@@ -144,6 +146,18 @@ impl PendingCpu {
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) hello: Hello,
+    /// What its process is known again by.
+    pub(crate) marks: Marks,
+    /// Processes that it took the name from, the last one last, without proof that they had ended.
+    pub(crate) displaced: Vec<Incarnation>,
+    /// Whether its parent reported its exit, which its link contradicts so far.
+    pub(crate) exit_word: ExitWord,
+    /// Who answered at its probe address.
+    pub(crate) probe_state: ProbeState,
+    /// When that was last asked.
+    pub(crate) asked_who: Timestamp,
+    /// Who else wanted its name.
+    pub(crate) rival: Option<Rival>,
     pub(crate) seen: Seen,
     pub(crate) intent: Intent,
     /// Whether its process got SIGTERM: it will be gone soon whatever anyone wants.
@@ -162,6 +176,8 @@ pub(crate) struct Node {
     pub(crate) teams: BTreeSet<TeamId>,
     /// The weights of those teams.
     pub(crate) weight_sum: u64,
+    /// Whether it ever owned one in this run.
+    pub(crate) tried: bool,
     /// Teams that are being prepared here and owned elsewhere still.
     pub(crate) reserved: BTreeSet<TeamId>,
     /// The weights of those.
@@ -196,6 +212,12 @@ impl Node {
         let can_count = can_count(&hello);
         Self {
             hello,
+            marks: Marks::default(),
+            displaced: Vec::new(),
+            exit_word: ExitWord::None,
+            probe_state: ProbeState::Unknown,
+            asked_who: Timestamp::default(),
+            rival: None,
             seen,
             intent,
             stopping: false,
@@ -206,6 +228,7 @@ impl Node {
             lease_ms,
             teams: BTreeSet::new(),
             weight_sum: 0,
+            tried: false,
             reserved: BTreeSet::new(),
             reserved_weight: 0,
             leaving: BTreeSet::new(),
@@ -346,6 +369,7 @@ impl Node {
             hello: self.hello.clone(),
             intent,
             lease_ms: self.lease_ms,
+            marks: self.marks,
         }
     }
 }

@@ -1,13 +1,15 @@
 //! Whom does a node ask that has lost the broker?
 //!
-//! The next nodes by name that are linked and heard, and where there are too few, others that are not
+//! The next nodes by name that are linked and heard, those first who answered at their address; and where there are too few, others that are not
 //! known to be dead: after a start nobody is heard yet, and the answer matters when nobody is.
 
 use std::ops::Bound::{Excluded, Unbounded};
 use usher_shared::id::NodeId;
 use usher_shared::link::{MAX_PEERS, Peer, Peers, ToNode};
 use usher_shared::quantity::Timestamp;
+use usher_shared::rest::ProbeState;
 
+use crate::addresses::is_local;
 use crate::core::Core;
 use crate::node::Node;
 
@@ -24,12 +26,20 @@ impl Core {
                 .chain(self.nodes.range::<NodeId, _>(..id))
                 .map(|(_, node)| node)
         };
-        let heard = around().filter(|node| node.is_heard());
-        let unheard = || around().filter(|node| !node.is_heard() && !node.is_dead());
-        let mut peers: Vec<&Node> = heard.take(MAX_PEERS).collect();
-        if peers.len() < MAX_PEERS {
-            peers.extend(unheard().take(MAX_PEERS - peers.len()));
-        }
+        let asker = self.nodes.get(id);
+        let asker_is_local = asker.is_none_or(|node| is_local(&node.hello.probe));
+        // Elsewhere a loopback address leads to whoever asks.
+        let reachable = |node: &&Node| asker_is_local || !is_local(&node.hello.probe);
+        let proven = |node: &&Node| node.probe_state == ProbeState::Proven;
+        let heard = || around().filter(|node| node.is_heard()).filter(reachable);
+        let unheard = around()
+            .filter(|node| !node.is_heard() && !node.is_dead())
+            .filter(reachable);
+        let in_order = heard()
+            .filter(proven)
+            .chain(heard().filter(|node| !proven(node)))
+            .chain(unheard);
+        let peers: Vec<&Node> = in_order.take(MAX_PEERS).collect();
         let peer = |node: &Node| Peer {
             node: node.id().clone(),
             probe: node.hello.probe.clone(),

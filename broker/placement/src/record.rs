@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use usher_shared::id::{ClusterId, Incarnation, Label, NodeId, OperationId, TeamId};
+use usher_shared::identity::Marks;
 use usher_shared::link::Hello;
 use usher_shared::quantity::{Epoch, Term, Weight};
 use usher_shared::rest::{OperationView, PinStrength, TeamKind};
 
 /// One change of the stored state. Writing the same record twice changes nothing.
+// Records live until their batch is written; a box for the larger ones would cost an allocation each.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
     /// Epochs below this one may have been given out; the first to use after a restart is this one.
@@ -71,6 +74,9 @@ pub struct NodeRecord {
     pub intent: IntentRecord,
     /// The longest lease it was ever granted and may still hold.
     pub lease_ms: u64,
+    /// What it is known again by.
+    #[serde(default)]
+    pub marks: Marks,
 }
 
 /// What the operator wants of a node.

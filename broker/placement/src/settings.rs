@@ -33,6 +33,11 @@ pub struct Settings {
     pub max_teams: usize,
     /// The most nodes, dead ones included.
     pub max_nodes: usize,
+    /// New names that may come at once, if no more nodes than that are at work: larger pools than this seldom
+    /// start in one moment, and what comes beyond it comes in within minutes.
+    pub new_names: u64,
+    /// New names a second beyond that.
+    pub new_names_per_s: u64,
     /// Team load's part of the score, in parts per million.
     pub team_share_ppm: u64,
     /// CPU's part of the score, in parts per million.
@@ -106,6 +111,8 @@ impl Default for Settings {
             forget_ms: 600_000,
             max_teams: 2_000_000,
             max_nodes: 10_000,
+            new_names: 256,
+            new_names_per_s: 4,
             team_share_ppm: 500_000,
             cpu_share_ppm: 500_000,
             load_floor: 10,

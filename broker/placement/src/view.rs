@@ -21,6 +21,12 @@ use crate::team::{Move, Team};
 const PAGE_MAX: usize = 1_000;
 
 impl Core {
+    /// The cluster that this core decides for.
+    #[must_use]
+    pub const fn cluster(&self) -> usher_shared::id::ClusterId {
+        self.cluster
+    }
+
     /// One team.
     #[must_use]
     pub fn team(&self, id: &TeamId, now: Timestamp) -> Option<TeamView> {
@@ -161,6 +167,9 @@ impl Core {
             same_url: self.same_url(node.id()),
             distrust: node.trust.view(now),
             operation,
+            probe: node.hello.probe.clone(),
+            probe_state: node.probe_state,
+            rival: node.rival_view(now),
         }
     }
 

@@ -5,7 +5,7 @@
 mod world;
 
 use usher_placement::{Answer, Ask, Event, Knock, Notice, ProbeOutcome, Settings};
-use usher_shared::link::{Exited, HoldState, RefusedCode, TeamEpoch};
+use usher_shared::link::{HoldState, TeamEpoch};
 use usher_shared::quantity::{Epoch, Term};
 use usher_shared::rest::{BrokerState, Cause, NodeState, OperationKind};
 use world::*;
@@ -65,12 +65,9 @@ fn a_hint_of_death_moves_teams_at_once_and_effects_after_the_lease() {
 fn a_late_report_of_the_exit_ends_the_wait_for_the_lease() {
     let mut world = pool(&["a", "b", "c"], 30);
     let moved = teams_of(&world, "a");
-    let incarnation = world.nodes[&node("a")].hello.incarnation;
+    let word = world.exit_of("a");
     world.kill("a");
-    world.tell(Event::Exited(Exited {
-        node: node("a"),
-        incarnation,
-    }));
+    world.tell(Event::Exited(word));
     for team in &moved {
         let owner = world.owner(team).unwrap();
         assert_eq!(
@@ -137,39 +134,6 @@ fn an_address_that_answered_once_is_tried_again_until_the_lease_ends() {
     world.tell(told(ProbeOutcome::Refused));
     assert!(teams_of(&world, "a").is_empty());
     world.check();
-}
-
-#[test]
-fn a_new_incarnation_is_proof_that_the_old_one_is_gone() {
-    let mut world = pool(&["a", "b", "c"], 30);
-    let moved = teams_of(&world, "a");
-    world.cut("a");
-    world.add("a");
-    for team in &moved {
-        let owner = world.owner(team).unwrap();
-        assert_ne!(owner, "a", "the newcomer was not ready when they moved");
-        assert_eq!(
-            world.nodes[&node(&owner)].held[&self::team(team)].state,
-            HoldState::Owned
-        );
-    }
-    world.check();
-}
-
-#[test]
-fn a_node_that_claims_a_live_nodes_name_is_refused() {
-    let mut world = pool(&["a", "b"], 10);
-    let before = world.spread();
-    let impostor = world.hello("a");
-    let link = usher_placement::LinkId(999);
-    world.tell(Event::Hello {
-        link,
-        hello: Box::new(impostor),
-    });
-    let (closed, refused) = world.closed.last().unwrap();
-    assert_eq!((*closed, refused.code), (link, RefusedCode::NameTaken));
-    assert!(refused.detail.contains("--name"), "{}", refused.detail);
-    assert_eq!(world.spread(), before);
 }
 
 #[test]
@@ -426,11 +390,8 @@ fn in_the_grace_after_a_start_owners_change_on_proof_only() {
         fresh == "a" || fresh == "b",
         "new teams go to nodes that have reported"
     );
-    let incarnation = world.nodes[&node("c")].hello.incarnation;
-    world.tell(Event::Exited(Exited {
-        node: node("c"),
-        incarnation,
-    }));
+    let word = world.exit_of("c");
+    world.tell(Event::Exited(word));
     assert!(teams_of(&world, "c").is_empty(), "proof is proof");
     world.check();
 }

@@ -188,8 +188,8 @@ pub struct Memory {
 pub struct FakeNode {
     pub name: String,
     pub memory: Arc<Mutex<Memory>>,
-    /// Accepts TCP, so that a probe is answered while the node lives.
-    _probe: tokio::net::TcpListener,
+    /// Says who is there, so that a probe is answered while the node lives.
+    probe: JoinHandle<()>,
     task: JoinHandle<()>,
 }
 
@@ -207,11 +207,12 @@ impl FakeNode {
     ) -> Self {
         let probe = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hello = hello(name, incarnation, &probe.local_addr().unwrap().to_string());
+        let probe = tokio::spawn(say_who(probe, name.to_owned(), incarnation));
         let task = tokio::spawn(speak(broker, hello, Arc::clone(&memory)));
         Self {
             name: name.to_owned(),
             memory,
-            _probe: probe,
+            probe,
             task,
         }
     }
@@ -219,7 +220,21 @@ impl FakeNode {
     /// Gone at once, like a process that was killed: its sockets close.
     pub async fn kill(self) {
         self.task.abort();
-        let _ = self.task.await;
+        self.probe.abort();
+        let _ = (self.task.await, self.probe.await);
+    }
+}
+
+/// Answers whoever comes with the name and the incarnation of a node.
+async fn say_who(listener: tokio::net::TcpListener, name: String, incarnation: u128) {
+    let body = json!({"hears": true, "node": name, "incarnation": format!("{incarnation:032x}")}).to_string();
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+    while let Ok((mut socket, _)) = listener.accept().await {
+        // A probe only looks whether the connection stays; what asks has sent its request at once.
+        let asked = tokio::time::timeout(Duration::from_secs(1), socket.read(&mut [0; 1_024])).await;
+        if matches!(asked, Ok(Ok(length)) if length > 0) {
+            let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
+        }
     }
 }
 

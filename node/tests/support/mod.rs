@@ -209,10 +209,12 @@ pub fn config(broker: SocketAddr) -> Config {
     Config {
         node: "node-1".parse().unwrap(),
         incarnation: INCARNATION,
+        nonce: usher_shared::identity::Hidden::from_bits(9),
         listen: any,
         admin: any,
         brokers: vec![format!("ws://{broker}")],
         url: None,
+        probe_listen: None,
         probe: None,
         region: None,
         zone: None,

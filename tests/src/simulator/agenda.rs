@@ -3,8 +3,10 @@
 use usher_node::lapse::Hears;
 use usher_placement::{Ask, ProbeOutcome, RequestId};
 use usher_shared::id::{ConnectionId, Incarnation, NodeId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::{ToBroker, ToNode};
 use usher_shared::quantity::{Epoch, Timestamp};
+use usher_shared::rest::ProbeState;
 
 /// Which of the processes that claim to be the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,13 @@ pub(super) enum Happens {
     /// A write reaches the register of its team.
     Register(Write),
     NodeStarts {
+        node: usize,
+    },
+    /// A second process of a name starts.
+    NamesakeStarts {
+        node: usize,
+    },
+    NamesakeEnds {
         node: usize,
     },
     BrokerStarts,
@@ -158,9 +167,15 @@ pub(super) enum ForBroker {
         incarnation: Incarnation,
         failed: Option<String>,
     },
+    WhoAnswered {
+        node: NodeId,
+        incarnation: Incarnation,
+        state: ProbeState,
+    },
     Exited {
         node: NodeId,
         incarnation: Incarnation,
+        nonce: Option<Hidden>,
     },
     /// A client asks the way, with the ticket it has.
     Visit {
@@ -294,6 +309,8 @@ impl Happens {
             Self::Client { client, serial, .. } => (210, of(*client) << 32 | serial),
             Self::Register(write) => (211, write.epoch.get()),
             Self::NodeStarts { node } => (212, of(*node)),
+            Self::NamesakeStarts { node } => (227, of(*node)),
+            Self::NamesakeEnds { node } => (228, of(*node)),
             Self::BrokerStarts => (213, 0),
             Self::TwinEnds => (214, 0),
             Self::BrokerResumes { run } => (215, *run),
@@ -323,6 +340,7 @@ impl ForBroker {
             Self::Message { .. } => 5,
             Self::Closed { .. } => 6,
             Self::Probed { .. } => 7,
+            Self::WhoAnswered { .. } => 11,
             Self::Exited { .. } => 8,
             Self::Visit { .. } => 9,
             Self::Operator { .. } => 10,

@@ -227,7 +227,24 @@ impl World {
                 incarnation,
                 failed,
             },
-            ForBroker::Exited { node, incarnation } => Event::Exited(Exited { node, incarnation }),
+            ForBroker::WhoAnswered {
+                node,
+                incarnation,
+                state,
+            } => Event::WhoAnswered {
+                node,
+                incarnation,
+                state,
+            },
+            ForBroker::Exited {
+                node,
+                incarnation,
+                nonce,
+            } => Event::Exited(Exited {
+                node,
+                incarnation,
+                nonce,
+            }),
             ForBroker::Operator { request, ask } => {
                 if let Some(broker) = self.broker_mut(which) {
                     broker.asked.insert(request, Asker::Operator(ask.clone()));

@@ -4,6 +4,7 @@ use usher_placement::pipeline::{Effect, Pace};
 use usher_placement::{Command, ProbeOutcome, Record};
 use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::link::{TicketKey, ToNode};
+use usher_shared::rest::ProbeState;
 
 use super::agenda::{ForBroker, Happens, Kept, Which};
 use super::broker::{KID, Reply};
@@ -164,8 +165,15 @@ impl World {
                 };
             }
             Command::Probe {
-                node, incarnation, ..
-            } => self.probe(which, node, incarnation),
+                node,
+                incarnation,
+                address,
+            } => self.probe(which, node, incarnation, &address),
+            Command::AskWho {
+                node,
+                incarnation,
+                address,
+            } => self.ask_who(which, node, incarnation, &address),
             Command::ProbeUrl {
                 node, incarnation, ..
             } => self.probe_url(which, node, incarnation),
@@ -191,11 +199,11 @@ impl World {
         self.soon(50, Happens::Broker { which, run, what });
     }
 
-    pub(super) fn probe(&mut self, which: Which, id: NodeId, incarnation: Incarnation) {
+    pub(super) fn probe(&mut self, which: Which, id: NodeId, incarnation: Incarnation, address: &str) {
         let Some(run) = self.broker(which).map(|broker| broker.run) else {
             return;
         };
-        let Some(machine) = self.node_named(&id).map(|node| &self.machines[node]) else {
+        let Some(machine) = self.machine_at(address).map(|node| &self.machines[node]) else {
             return;
         };
         let outcome = if machine.firewall {
@@ -212,6 +220,28 @@ impl World {
             node: id,
             incarnation,
             outcome,
+        };
+        self.soon(after, Happens::Broker { which, run, what });
+    }
+
+    /// Who is at an address that a node named.
+    fn ask_who(&mut self, which: Which, node: NodeId, incarnation: Incarnation, address: &str) {
+        let Some(run) = self.broker(which).map(|broker| broker.run) else {
+            return;
+        };
+        let there = self.machine_at(address).map(|node| &self.machines[node]);
+        let reached = there.filter(|machine| !machine.firewall && machine.cut == [false; 2]);
+        let process = reached.and_then(|machine| machine.process.as_ref());
+        let state = match process.filter(|process| process.still.is_none()) {
+            Some(process) if process.incarnation == incarnation => ProbeState::Proven,
+            Some(_) => ProbeState::Foreign,
+            None => ProbeState::Silent,
+        };
+        let after = self.dice.within(1, 50);
+        let what = ForBroker::WhoAnswered {
+            node,
+            incarnation,
+            state,
         };
         self.soon(after, Happens::Broker { which, run, what });
     }

@@ -5,7 +5,7 @@ use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::rest::{DrainPost, Pin, PinStrength, ShedPost, TeamPut};
 
 use super::agenda::{ForBroker, Happens, Which};
-use super::node::Still;
+use super::node::{Still, nonce_of};
 use super::plan::Kind;
 use super::world::{Phase, World};
 
@@ -39,6 +39,8 @@ impl World {
             }
             Kind::BrokerCrash | Kind::LeaseChange | Kind::Restore => self.broker_fault(kind),
             Kind::Twin => self.start_twin(),
+            Kind::NodeTwin => self.call_namesake(),
+            Kind::Liar => self.lie(node),
             Kind::NodePause => {
                 let long = self.dice.within(
                     100,
@@ -247,7 +249,12 @@ impl World {
             .node_named(&node)
             .is_some_and(|node| self.machines[node].cut != [false; 2]);
         if let Some(run) = self.main.as_ref().filter(|_| !cut).map(|broker| broker.run) {
-            let what = ForBroker::Exited { node, incarnation };
+            let nonce = Some(nonce_of(incarnation));
+            let what = ForBroker::Exited {
+                node,
+                incarnation,
+                nonce,
+            };
             self.soon(
                 1,
                 Happens::Broker {

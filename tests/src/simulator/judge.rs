@@ -119,6 +119,7 @@ impl World {
                 TrustChange::Crashing { .. } => "a crashing node was held back",
             }),
             Notice::NodeRefused { .. } => self.count("hello refused"),
+            Notice::ExitDisbelieved { .. } => self.count("a report of an exit was not believed"),
             Notice::Unplaced { .. } => self.count("no node for a team"),
             Notice::NodeSilent { .. } => self.count("node silent"),
             Notice::OperationEnded { .. } => self.count("operation ended"),
@@ -139,10 +140,18 @@ impl World {
         self.count(match evidence {
             text if text.contains("parent") => "death by the parent's word",
             text if text.contains("new process") => "death by a new process",
+            text if text.contains("another process") => "a name was taken over without proof",
             text if text.contains("refuses") => "death by a hint",
             _ => "death by silence",
         });
-        self.check_death(node, evidence, proven, now);
+        let displaced = evidence.contains("another process");
+        self.mirror.proven |= proven;
+        if displaced {
+            // Its name has another process by now: what waits for it is checked by S13.
+            self.mirror.displaces(node);
+        } else {
+            self.check_death(node, evidence, proven, now);
+        }
         self.note_death(node);
         if teams > 0 {
             self.count("failover");
@@ -166,6 +175,7 @@ impl World {
         }
         // A new process has taken the name already; the rest keeps what is known of the dead one.
         if !evidence.contains("new process")
+            && !displaced
             && let Some(known) = self.mirror.nodes.get_mut(node)
         {
             known.dead = Some((now, proven));
@@ -227,7 +237,8 @@ impl World {
                 "S15: {team} was assigned to {node}, which is not there ({cause:?})"
             ));
         }
-        let evidenced = matches!(self.mirror.event, EventKind::Exited | EventKind::Hello);
+        let evidenced =
+            self.mirror.proven || matches!(self.mirror.event, EventKind::Exited | EventKind::Hello);
         let had_one = self.mirror.changed.get(team).is_some_and(Option::is_some);
         if self.mirror.in_grace(now) && !evidenced && had_one {
             self.fail(format!(
@@ -238,6 +249,8 @@ impl World {
 
     fn check_sent(&mut self, link: LinkId, node: &NodeId, message: &ToNode) {
         let known = self.mirror.nodes.get(node).cloned();
+        let machine = self.links.get(&link.0).map(|known| known.node);
+        let machine = machine.or_else(|| self.node_named(node)).unwrap_or(usize::MAX);
         match message {
             ToNode::HeartbeatAck { .. } => {
                 if !known
@@ -254,15 +267,15 @@ impl World {
             }
             ToNode::Activate(activate) => {
                 self.count_activation();
-                self.check_exclusive(&activate.team, node, "is activated");
+                self.check_exclusive(&activate.team, machine, "is activated");
             }
             ToNode::Assign(assign) if assign.state == HoldState::Owned => {
-                self.check_exclusive(&assign.team, node, "is assigned in full");
+                self.check_exclusive(&assign.team, machine, "is assigned in full");
             }
             ToNode::Assign(assign) => self.check_drain_pace(node, &assign.team, assign.epoch),
             ToNode::Confirm(confirm) => {
                 for named in &confirm.teams {
-                    self.check_exclusive(&named.team, node, "is confirmed");
+                    self.check_exclusive(&named.team, machine, "is confirmed");
                 }
             }
             _ => {}

@@ -39,6 +39,7 @@ impl World {
             machine.wall_off = 0;
             let incarnation = machine.process.as_ref().map(|process| process.incarnation);
             self.end_cut(node);
+            self.end_namesake(node);
             if let Some(incarnation) = incarnation {
                 self.resume_node(node, incarnation, 0);
             }
@@ -69,7 +70,7 @@ impl World {
             self.soon(500, Happens::BrokerStarts);
             return;
         }
-        for node in 0..self.machines.len() {
+        for node in 0..self.plan.nodes {
             self.soon(0, Happens::NodeStarts { node });
             let id = self.machines[node].id.clone();
             self.operator_asks(Ask::Undrain { node: id.clone() });

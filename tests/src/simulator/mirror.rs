@@ -8,6 +8,7 @@ use usher_shared::quantity::{Epoch, Timestamp};
 use super::broker::BrokerTime;
 use super::caution::Caution;
 use super::disk::Contents;
+use super::node::nonce_of;
 use super::world::World;
 
 /// Teams that are made beside those of the plan.
@@ -42,6 +43,12 @@ pub(super) struct Mirror {
     pub(super) claimed: BTreeSet<(TeamId, Epoch)>,
     /// Self-preservation is on.
     pub(super) preserving: bool,
+    /// A death was proven in this event.
+    pub(super) proven: bool,
+    /// Whose name changed hands in this event, and who had it.
+    succeeded: Option<(NodeId, Incarnation)>,
+    /// Processes that lost their name without proof of their end.
+    displaced: BTreeMap<NodeId, BTreeSet<Incarnation>>,
 }
 
 /// Of which kind the event is that the core is dealing with.
@@ -81,6 +88,7 @@ impl Mirror {
     /// The broker is about to look at what is due.
     pub(super) fn wakes(&mut self, lease_ms: u64, now: BrokerTime) {
         self.event = EventKind::Wake;
+        self.proven = false;
         self.passes(lease_ms, now);
     }
 
@@ -92,6 +100,13 @@ impl Mirror {
         }
         self.last_event = now;
         stood_still
+    }
+
+    /// Another process took a name in this event, without proof that the one before has ended.
+    pub(super) fn displaces(&mut self, node: &NodeId) {
+        if let Some((_, before)) = self.succeeded.take().filter(|(of, _)| of == node) {
+            self.displaced.entry(node.clone()).or_default().insert(before);
+        }
     }
 
     /// What is known of the nodes, for a report.
@@ -171,6 +186,8 @@ impl World {
             self.count("own pause noticed");
         }
         self.mirror.event = EventKind::Other;
+        self.mirror.proven = false;
+        self.mirror.succeeded = None;
         let ours = self.main.as_ref().map(|broker| {
             (
                 broker.core.status(now).term,
@@ -211,7 +228,9 @@ impl World {
                         && known.link.is_some()
                         && now.since(known.heard.max(woke)) <= 2 * self.plan.heartbeat_ms
                 });
-                if taken {
+                let of_name = mirror.displaced.get(&hello.node);
+                let displaced = of_name.is_some_and(|of_name| of_name.contains(&hello.incarnation));
+                if taken || displaced && known.is_some_and(|known| known.dead.is_none()) {
                     return;
                 }
                 if let Some(granted) = &hello.highest_grant
@@ -222,6 +241,9 @@ impl World {
                     self.truth.reported(granted.epoch);
                 }
                 let same = known.filter(|known| known.incarnation == hello.incarnation);
+                mirror.succeeded = known
+                    .filter(|known| known.incarnation != hello.incarnation)
+                    .map(|known| (hello.node.clone(), known.incarnation));
                 let next = Known {
                     incarnation: hello.incarnation,
                     link: Some(*link),
@@ -236,6 +258,9 @@ impl World {
                     teams: same.map_or(0, |known| known.teams),
                     seq: 0,
                 };
+                if let Some(of_name) = mirror.displaced.get_mut(&hello.node) {
+                    of_name.remove(&hello.incarnation);
+                }
                 mirror.links.retain(|_, node| *node != hello.node);
                 mirror.links.insert(*link, hello.node.clone());
                 mirror.nodes.insert(hello.node.clone(), next);
@@ -279,7 +304,8 @@ impl World {
             Event::Exited(exited) => {
                 mirror.event = EventKind::Exited;
                 let known = mirror.nodes.get_mut(&exited.node);
-                if let Some(known) = known.filter(|known| known.incarnation == exited.incarnation) {
+                let shown = exited.nonce == Some(nonce_of(exited.incarnation));
+                if let Some(known) = known.filter(|known| shown && known.incarnation == exited.incarnation) {
                     // What was only presumed is proven now.
                     known.dead = known.dead.map(|(since, _)| (since, true));
                     mirror.awaited.remove(&exited.node);

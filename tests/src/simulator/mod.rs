@@ -14,7 +14,7 @@
 //! | what does the broker's process do, and what survives it? | `broker`, `broker_work`, `visits`, `disk` |
 //! | what does a node's process do? | `node`, `node_link`, `node_work`, `doors` |
 //! | what do clients do? | `client` |
-//! | what goes wrong? | `faults`, `standstill`, `forgery`, `trust` |
+//! | what goes wrong? | `faults`, `standstill`, `forgery`, `namesake`, `trust` |
 //! | what do exclusive effects reach? | `registers` |
 //! | what is promised of epochs and records? | `truth` |
 //! | what has the broker been told, and does it decide by that? | `mirror`, `judge`, `caution` |
@@ -35,6 +35,7 @@ mod forgery;
 mod judge;
 mod liveness;
 mod mirror;
+mod namesake;
 mod network;
 mod node;
 mod node_link;

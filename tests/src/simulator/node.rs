@@ -6,6 +6,7 @@ use usher_node::admission::SpentTickets;
 use usher_node::mandate::Mandate;
 use usher_node::pacing::Pacer;
 use usher_shared::id::{ConnectionId, Incarnation, Label, NodeId, TeamId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::{Arrival, Capacity, Departure, Hello, PACED_MOVES, PROTOCOL, ToBroker};
 use usher_shared::quantity::{Epoch, Millicores, Timestamp, Weight};
 use usher_shared::secret::{Key, MasterKey};
@@ -28,6 +29,10 @@ pub(super) struct Machine {
     pub(super) on_lapse: OnLapse,
     /// Counts its connections when asked, and keeps to a pace; others are older.
     pub(super) counts: bool,
+    /// The machine whose node's name this one has, too.
+    pub(super) twin_of: Option<usize>,
+    /// The lock that its process holds, where the machine gives one.
+    pub(super) lock: Option<Hidden>,
     /// Shows what it was never given.
     pub(super) forges: bool,
     /// The ways that nothing gets through just now, up and down.
@@ -132,11 +137,14 @@ pub(super) struct Process {
 
 impl Machine {
     pub(super) fn draw(node: usize, plan: &Plan, master: &MasterKey, dice: &mut Dice) -> Option<Self> {
-        let id: NodeId = format!("n{node}").parse().ok()?;
+        let twin_of = (node >= plan.nodes).then(|| dice.index(plan.nodes));
+        let id: NodeId = format!("n{}", twin_of.unwrap_or(node)).parse().ok()?;
         let small = plan.has(Kind::SmallNodes) && dice.percent(60);
         let share = |sum: usize| u32::try_from(2 * sum / plan.nodes + 2).unwrap_or(u32::MAX);
         Some(Self {
-            url: format!("ws://{id}:1/teams/{{team}}").parse().ok()?,
+            url: format!("ws://m{node}:1/teams/{{team}}").parse().ok()?,
+            twin_of,
+            lock: dice.percent(60).then(|| Hidden::of(&["lock", &node.to_string()])),
             key: master.ticket_key(super::broker::KID, &id),
             clock: Clock::new(dice.within(1_000, 100_000_000), dice.around(plan.rate_ppm)),
             wall_off: dice.around(1_500),
@@ -149,7 +157,7 @@ impl Machine {
             },
             on_lapse: plan.on_lapse(dice),
             counts: id.as_str().bytes().map(u32::from).sum::<u32>() % 2 == 0,
-            forges: plan.has(Kind::BadNode) && dice.percent(40),
+            forges: plan.has(Kind::BadNode) && dice.percent(40) && twin_of.is_none(),
             cut: [false; 2],
             cut_serial: 0,
             client_cut: false,
@@ -169,16 +177,28 @@ impl Machine {
         }
     }
 
+    /// Where it is probed, and asked by its peers.
+    pub(super) fn probe(&self) -> String {
+        self.url
+            .for_node(&self.id)
+            .split('/')
+            .nth(2)
+            .unwrap_or_default()
+            .to_owned()
+    }
+
     pub(super) fn hello(&self) -> Option<Hello> {
         let process = self.process.as_ref()?;
         Some(Hello {
             protocol: PROTOCOL,
             node: self.id.clone(),
             incarnation: process.incarnation,
+            nonce: Some(nonce_of(process.incarnation)),
+            lock: self.lock,
             version: "1".to_owned(),
             capabilities: PACED_MOVES.parse().into_iter().filter(|_| self.counts).collect(),
             url: self.url.clone(),
-            probe: format!("{}:1", self.id),
+            probe: self.probe(),
             region: None,
             zone: self.zone.clone(),
             labels: BTreeMap::new(),
@@ -191,6 +211,11 @@ impl Machine {
             highest_grant: process.mandate.highest_grant().cloned(),
         })
     }
+}
+
+/// What a process, its parent and the broker know, and nobody who saw a ticket.
+pub(super) fn nonce_of(incarnation: Incarnation) -> Hidden {
+    Hidden::of(&["nonce", &incarnation.to_string()])
 }
 
 impl Process {

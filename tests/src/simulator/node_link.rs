@@ -22,9 +22,15 @@ const REPORT_MS: u64 = 100;
 
 impl World {
     pub(super) fn start_node(&mut self, node: usize) {
-        if self.machines[node].process.is_some() || self.machines[node].gone {
+        // A second process of a name is started by its own fault alone, or a restart would be one.
+        let machine = &self.machines[node];
+        if machine.process.is_some() || machine.gone || machine.twin_of.is_some() {
             return;
         }
+        self.start_process(node);
+    }
+
+    pub(super) fn start_process(&mut self, node: usize) {
         self.last_incarnation += 1;
         let incarnation = Incarnation::from_bits(self.last_incarnation << 104 | self.last_incarnation);
         let on_lapse = self.machines[node].on_lapse;
@@ -291,6 +297,9 @@ impl World {
         match message {
             ToNode::Refused(refused) => {
                 let retry_ms = refused.retry_ms.clamp(FIRST_RETRY_MS, 60_000);
+                if refused.code == RefusedCode::NameTaken {
+                    process.mandate.name_taken();
+                }
                 if refused.code == RefusedCode::TwoBrokers {
                     let which = self.links.get(&link).map(|known| known.which);
                     self.count(match which {

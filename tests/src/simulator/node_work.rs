@@ -4,7 +4,7 @@ use usher_node::holdings::{Departing, Effect};
 use usher_node::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
 use usher_node::mandate::Unheeded;
 use usher_node::pacing::{Slot, Who};
-use usher_shared::id::{ConnectionId, NodeId, TeamId};
+use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{Departure, EndedBy, ToBroker, ToNode};
 use usher_shared::quantity::Timestamp;
 
@@ -340,16 +340,16 @@ impl World {
         let Some(process) = self.machines[node].process.as_ref() else {
             return;
         };
-        let peers: Vec<NodeId> = process
+        let peers: Vec<String> = process
             .mandate
             .peers()
             .iter()
-            .map(|peer| peer.node.clone())
+            .map(|peer| peer.probe.clone())
             .collect();
         let cluster = process.mandate.cluster();
         let mut hears = Hears::No;
         for peer in peers {
-            let Some(peer) = self.node_named(&peer) else {
+            let Some(peer) = self.machine_at(&peer) else {
                 continue;
             };
             let now = self.local(peer);

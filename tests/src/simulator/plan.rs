@@ -20,6 +20,10 @@ pub(super) enum Kind {
     Twin,
     /// Something else answers at the broker's address: an earlier term, or another cluster.
     Impostor,
+    /// A second process of a node's name runs on another machine.
+    NodeTwin,
+    /// Somebody reports exits of processes that live.
+    Liar,
     NodePause,
     BrokerPause,
     Suspend,
@@ -59,13 +63,15 @@ pub(super) enum Kind {
     Gone,
 }
 
-const KINDS: [Kind; 33] = [
+const KINDS: [Kind; 35] = [
     Kind::NodeCrash,
     Kind::PowerOff,
     Kind::BrokerCrash,
     Kind::Restore,
     Kind::Twin,
     Kind::Impostor,
+    Kind::NodeTwin,
+    Kind::Liar,
     Kind::NodePause,
     Kind::BrokerPause,
     Kind::Suspend,

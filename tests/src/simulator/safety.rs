@@ -79,7 +79,7 @@ impl World {
     }
 
     /// S13: the broker lets a node act: nobody else can any more.
-    pub(super) fn check_exclusive(&mut self, team: &TeamId, node: &NodeId, what: &str) {
+    pub(super) fn check_exclusive(&mut self, team: &TeamId, node: usize, what: &str) {
         if !self.leases_hold() {
             return;
         }
@@ -87,12 +87,12 @@ impl World {
             return;
         };
         for other in 0..self.machines.len() {
-            if self.machines[other].id == *node {
+            if other == node {
                 continue;
             }
             if let Some(epoch) = self.may_act(other, serial) {
                 self.fail(format!(
-                    "S13: {node} {what} for {team} while node {other} can act for it under epoch {epoch}"
+                    "S13: node {node} {what} for {team} while node {other} can act for it under epoch {epoch}"
                 ));
             }
         }
@@ -103,10 +103,11 @@ impl World {
         if hinted || !self.leases_hold() {
             return;
         }
-        let Some(node) = self.node_named(id) else { return };
+        let Some(node) = self.machine_of(known.incarnation) else {
+            return;
+        };
         let now = self.local(node);
-        let process = self.machines[node].process.as_ref();
-        let left = process.filter(|process| process.incarnation == known.incarnation);
+        let left = self.machines[node].process.as_ref();
         let left_ms = left.map_or(0, |process| process.mandate.remaining_ms(now));
         if left_ms > 0 {
             self.fail(format!(
@@ -245,7 +246,7 @@ impl World {
         if process.connections == 0 {
             return;
         }
-        if process.cut_off {
+        if process.cut_off || process.mandate.is_displaced() {
             // What was decided once goes on until the broker is heard again.
             return;
         }

@@ -338,10 +338,12 @@ impl World {
     }
 
     pub(super) fn check_redirect(&mut self, node: &NodeId, entry: &NodeEntry) {
+        let sent_to = entry.url.for_node(node);
         let registered = self
-            .node_named(node)
-            .map(|node| self.machines[node].url.for_node(&self.machines[node].id));
-        if registered.as_deref() != Some(entry.url.for_node(node).as_str()) {
+            .machines
+            .iter()
+            .any(|machine| machine.id == *node && machine.url.for_node(node) == sent_to);
+        if !registered {
             self.fail(format!(
                 "S12: a client is sent to {}, which {node} never named",
                 entry.url.for_node(node)

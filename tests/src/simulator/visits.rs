@@ -138,7 +138,9 @@ impl World {
         let team = self.clients[client].team;
         self.count_given(node, team);
         self.check_redirect(node, &entry);
-        let Some(target) = self.node_named(node) else {
+        let at = entry.url.for_node(node);
+        let there = |machine: &super::node::Machine| machine.url.for_node(&machine.id) == at;
+        let Some(target) = self.machines.iter().position(there) else {
             return;
         };
         let now_s = self.broker_wall_ms() / 1_000;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use usher_shared::grant::GrantSigner;
-use usher_shared::id::{ClusterId, NodeId, TeamId};
+use usher_shared::id::{ClusterId, Incarnation, NodeId, TeamId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::secret::MasterKey;
 
@@ -168,7 +168,8 @@ impl World {
         let mut dice = Dice::new(seed);
         let plan = Plan::draw(&mut dice);
         let master = MasterKey::from_bytes([7; 32]);
-        let machines = (0..plan.nodes)
+        let twins = usize::from(plan.has(Kind::NodeTwin));
+        let machines = (0..plan.nodes + twins)
             .filter_map(|node| Machine::draw(node, &plan, &master, &mut dice))
             .collect();
         let teams: Vec<TeamId> = (0..plan.teams)
@@ -223,7 +224,7 @@ impl World {
         let plan = format!("{:?}", self.plan);
         self.tell_story(|| plan);
         self.soon(0, Happens::BrokerStarts);
-        for node in 0..self.machines.len() {
+        for node in 0..self.plan.nodes {
             let after = self.dice.within(1, 1_500);
             self.soon(after, Happens::NodeStarts { node });
         }
@@ -298,8 +299,25 @@ impl World {
         (WALL + self.now).saturating_add_signed(self.broker_wall_off)
     }
 
+    /// The machine whose process has this name for the broker; where none has, the first of that name.
     pub(super) fn node_named(&self, id: &NodeId) -> Option<usize> {
-        self.machines.iter().position(|machine| machine.id == *id)
+        let known = self.mirror.nodes.get(id).map(|known| known.incarnation);
+        let holder = known.and_then(|incarnation| self.machine_of(incarnation));
+        holder.or_else(|| self.machines.iter().position(|machine| machine.id == *id))
+    }
+
+    /// The machine on which this very process runs.
+    pub(super) fn machine_of(&self, incarnation: Incarnation) -> Option<usize> {
+        let runs = |machine: &Machine| {
+            let process = machine.process.as_ref();
+            process.is_some_and(|process| process.incarnation == incarnation)
+        };
+        self.machines.iter().position(runs)
+    }
+
+    /// The machine that is reached at this probe address.
+    pub(super) fn machine_at(&self, probe: &str) -> Option<usize> {
+        self.machines.iter().position(|machine| machine.probe() == probe)
     }
 
     pub(super) fn team_named(&self, id: &TeamId) -> Option<usize> {
@@ -357,6 +375,8 @@ impl World {
             Happens::NodeStarts { node } => self.start_node(node),
             Happens::BrokerStarts => self.start_broker(),
             Happens::TwinEnds => self.end_twin(),
+            Happens::NamesakeStarts { node } => self.start_namesake(node),
+            Happens::NamesakeEnds { node } => self.end_namesake(node),
             Happens::BrokerResumes { run } => self.resume_broker(run),
             Happens::NodeResumes {
                 node,

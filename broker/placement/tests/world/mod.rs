@@ -10,9 +10,10 @@ use usher_placement::{
 };
 use usher_shared::grant::GrantSigner;
 use usher_shared::id::{BrokerId, ClusterId, ConnectionId, Incarnation, NodeId, OperationId, TeamId};
+use usher_shared::identity::Hidden;
 use usher_shared::link::*;
 use usher_shared::quantity::{Epoch, Millicores, Term, Timestamp, Weight};
-use usher_shared::rest::{OperationView, TeamPatch, TeamPut, TeamView};
+use usher_shared::rest::{OperationView, ProbeState, TeamPatch, TeamPut, TeamView};
 use usher_shared::secret::Key;
 
 pub const START: Timestamp = Timestamp::from_millis(1_000_000);
@@ -92,6 +93,8 @@ pub struct FakeNode {
     pub releases: bool,
     /// Whether it sends heartbeats.
     pub beats: bool,
+    /// Who is at its probe address.
+    pub answers_as: ProbeState,
     pub acks: Vec<u64>,
     /// Whom it would ask whether they hear the broker.
     pub peers: Vec<Peer>,
@@ -241,6 +244,8 @@ impl World {
             protocol: PROTOCOL,
             node: node(name),
             incarnation: Incarnation::from_bits(self.next_incarnation << 104),
+            nonce: Some(Hidden::from_bits(self.next_incarnation)),
+            lock: None,
             version: "1.0.0".to_owned(),
             capabilities: Vec::new(),
             url: format!("ws://{name}:7410/teams/{{team}}").parse().unwrap(),
@@ -289,6 +294,7 @@ impl World {
             prepares: true,
             releases: true,
             beats: true,
+            answers_as: ProbeState::Proven,
             acks: Vec::new(),
             peers: Vec::new(),
             confirmed: Vec::new(),
@@ -391,10 +397,21 @@ impl World {
         self.tell(Event::Exited(Exited {
             node: node(name),
             incarnation: fake.hello.incarnation,
+            nonce: fake.hello.nonce,
         }));
         if let Some(link) = fake.link {
             self.links.remove(&link);
             self.tell(Event::LinkClosed { link });
+        }
+    }
+
+    /// What the parent of a node's process would report.
+    pub fn exit_of(&self, name: &str) -> Exited {
+        let hello = &self.nodes[&node(name)].hello;
+        Exited {
+            node: node(name),
+            incarnation: hello.incarnation,
+            nonce: hello.nonce,
         }
     }
 
@@ -668,6 +685,20 @@ impl World {
                 Command::ProbeUrl {
                     node, incarnation, ..
                 } => self.url_probes.push((node, incarnation)),
+                Command::AskWho {
+                    node, incarnation, ..
+                } => {
+                    let state = self
+                        .nodes
+                        .get(&node)
+                        .map_or(ProbeState::Silent, |fake| fake.answers_as);
+                    let answered = Event::WhoAnswered {
+                        node,
+                        incarnation,
+                        state,
+                    };
+                    self.core.handle(answered, self.now);
+                }
                 Command::Notice(notice) => self.notices.push(notice),
             }
         }
