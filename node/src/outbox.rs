@@ -200,6 +200,7 @@ impl Outbox {
         if matches!(waiting.phase, Phase::Open) {
             waiting.frames = VecDeque::new();
             waiting.bytes = 0;
+            waiting.ping = false;
             waiting.close(goodbye, now, EndedBy::Client);
         }
         if let Phase::Closing { mood, .. } = &mut waiting.phase {
