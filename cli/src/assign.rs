@@ -7,7 +7,7 @@ use usher_shared::id::{Label, NodeId, TeamId};
 use usher_shared::quantity::Weight;
 use usher_shared::rest::{Pin, PinStrength, TeamPatch, TeamView};
 
-use crate::api::{Api, AskArgs, json};
+use crate::api::{Api, ApiError, AskArgs, json};
 use crate::duration::HumanDuration;
 use crate::failure::Failure;
 use crate::output;
@@ -80,7 +80,14 @@ pub(crate) async fn assign(args: AssignArgs) -> Result<ExitCode, Failure> {
     let path = format!("/v1/teams/{}", args.team);
     let as_json = args.ask.json;
     let patch = patch(args);
-    let team: TeamView = api.patch(&path, &patch).await?;
+    let team: TeamView = match api.patch(&path, &patch).await {
+        Ok(team) => team,
+        Err(refused @ ApiError::Problem(_)) => {
+            output::note("nothing has changed");
+            return Err(refused.into());
+        }
+        Err(error) => return Err(error.into()),
+    };
     if as_json {
         output::line(&json(&team)?);
     } else {
