@@ -434,11 +434,15 @@ impl Holdings {
         closed
     }
 
-    /// What a team is to this node.
+    /// What a team is to this node. One that has gone with its last connection is told from one that
+    /// was never here: who comes with a ticket from before need not wait for it to be assigned.
     #[must_use]
     pub fn tenure(&self, team: &TeamId) -> Tenure {
         match self.teams.get(team).map(|entry| &entry.state) {
-            None => Tenure::Absent,
+            None => match self.taken.epochs.get(team) {
+                Some(taken) => Tenure::Leaving(*taken),
+                None => Tenure::Absent,
+            },
             Some(State::Held(hold)) => Tenure::Held(hold.epoch),
             Some(State::Leaving(leaving)) => Tenure::Leaving(leaving.epoch()),
         }

@@ -149,6 +149,23 @@ fn a_team_that_is_moved_away_yields_at_once_and_is_released_with_its_last_connec
     let last = holdings.closed(&team("T1"), at(2));
     assert_eq!(last.say, [ToBroker::Released(named(&team("T1"), epoch(7)))]);
     assert!(holdings.is_empty());
+    // Whoever had a connection and dials again is told so at once.
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Leaving(epoch(7)));
+}
+
+#[test]
+fn a_team_that_was_never_here_is_told_from_one_that_was_taken_away() {
+    let mut holdings = Holdings::default();
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Absent);
+    holdings.assign(&assign(5, OWNED), 1, at(0));
+    holdings.revoke(&revoke(6));
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Leaving(epoch(6)));
+    holdings.assign(&assign(8, OWNED), 1, at(0));
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Held(epoch(8)));
+    holdings.drain(&drain(9));
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Leaving(epoch(9)));
+    holdings.begin_link();
+    assert_eq!(holdings.tenure(&team("T1")), Tenure::Absent);
 }
 
 #[test]
