@@ -139,7 +139,9 @@ fn line(team: &TeamId, event: &Event<'_>) -> Option<String> {
             without_query(url)
         ),
         Event::Control(Control::Error { code, detail }) => format!("refused: {detail} ({code})"),
-        Event::Control(Control::Welcome { .. } | Control::Redirect { .. }) => return None,
+        Event::Control(Control::Welcome { .. } | Control::Redirect { .. } | Control::Pong { .. }) => {
+            return None;
+        }
         Event::Lost(ending) => format!("lost: {ending}"),
         Event::Failed(ending) => format!("no connection: {ending}"),
         Event::Waiting(wait) => format!("trying again in {}", millis(*wait)),

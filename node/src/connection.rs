@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode as WireCo
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 use usher_listen::frames::{Breach, FrameLimits, Rates};
-use usher_shared::frame::{CloseCode, CloseReason, Control, pretends_control};
+use usher_shared::frame::{CloseCode, CloseReason, Control, Said, pretends_control};
 use usher_shared::link::EndedBy;
 
 use crate::config::{Config, Relay};
@@ -183,18 +183,24 @@ impl Talk {
             self.relay(|| Message::Text(Utf8Bytes::from(text.as_str())));
             return;
         }
+        let speaks_usher = self.seat.outbox.speaks == Speaks::Usher;
+        if speaks_usher && let Some(Said::Ping { id }) = Said::from_text(text) {
+            return self.tell(&Control::Pong { id });
+        }
         floor.figures.pretended.increment(1);
-        if self.seat.outbox.speaks == Speaks::Usher {
-            let error = Control::Error {
+        if speaks_usher {
+            self.tell(&Control::Error {
                 code: "reserved".to_owned(),
                 detail: "a text frame that starts with {\"usher\": is control, and is not relayed".to_owned(),
-            };
-            let frame = Message::text(error.to_text());
-            let _ = self
-                .seat
-                .outbox
-                .push(frame, floor.config.queue_bytes, floor.clock.now());
+            });
         }
+    }
+
+    fn tell(&self, control: &Control) {
+        let floor = &self.seat.floor;
+        let frame = Message::text(control.to_text());
+        let outbox = &self.seat.outbox;
+        let _ = outbox.push(frame, floor.config.queue_bytes, floor.clock.now());
     }
 
     fn relay(&self, frame: impl FnOnce() -> Message) {

@@ -99,6 +99,25 @@ async fn a_frame_that_pretends_to_be_control_is_never_relayed() {
 }
 
 #[tokio::test]
+async fn a_page_may_ask_whether_its_node_is_there() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    let mut usher = rig.joins_with_usher("T1", 5).await;
+    let mut plain = rig.joins("T1", 5).await;
+    usher.told().await;
+    usher.says(r#"{"usher":"ping","id":7}"#).await;
+    assert_eq!(usher.told().await, Control::Pong { id: Some(7) });
+    usher.says(r#"{"usher":"ping"}"#).await;
+    assert_eq!(usher.told().await, Control::Pong { id: None });
+    // Nobody else hears of it, and who did not ask for usher.v1 is not answered.
+    plain.says(r#"{"usher":"ping"}"#).await;
+    plain.says("after").await;
+    usher.says("after").await;
+    assert_eq!(usher.hears().await, "after");
+    assert_eq!(plain.hears().await, "after");
+}
+
+#[tokio::test]
 async fn a_message_over_the_bound_is_closed_for_good() {
     let mut rig = Rig::start_with(|config| config.message_bytes = 1_000, |_| {}).await;
     rig.gives("T1", 5).await;

@@ -13,6 +13,8 @@ use crate::quantity::Epoch;
 pub const SUBPROTOCOL: &str = "usher.v1";
 /// The exact start of every control frame.
 pub const CONTROL_PREFIX: &str = "{\"usher\":";
+/// The longest control frame of a client.
+const MAX_SAID_BYTES: usize = 128;
 /// RFC 6455 section 5.5: a control frame carries 125 bytes, 2 of them the close code.
 pub const MAX_REASON_BYTES: usize = 123;
 
@@ -120,7 +122,7 @@ impl CloseReason {
     }
 }
 
-/// A control frame from node (or broker) to client. Clients send none yet.
+/// A control frame from node (or broker) to client; [`Said`] is the other way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "usher", rename_all = "snake_case")]
 pub enum Control {
@@ -158,11 +160,38 @@ pub enum Control {
         /// For people.
         detail: String,
     },
+    /// The answer to [`Said::Ping`].
+    Pong {
+        /// What the ping had.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+    },
     /// Sent once, before Close 4302, to a client that cannot follow a redirect.
     Redirect {
         /// Where the team is.
         url: String,
     },
+}
+
+/// A control frame from client to node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "usher", rename_all = "snake_case")]
+pub enum Said {
+    /// Are you there? For pages, which neither see the pings of RFC 6455 nor can send any.
+    Ping {
+        /// Comes back in the answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+    },
+}
+
+impl Said {
+    /// What a client says, if it is known; a later version may say more.
+    #[must_use]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let short = text.len() <= MAX_SAID_BYTES && pretends_control(text);
+        short.then(|| serde_json::from_str(text).ok()).flatten()
+    }
 }
 
 impl Control {
@@ -211,6 +240,29 @@ mod tests {
         for code in CloseCode::ALL {
             assert!((4_000..5_000).contains(&code.number()), "{code:?}");
             assert_eq!(code.is_final(), code.number() >= 4_400, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_may_ask_whether_its_node_is_there() {
+        let said = Said::from_text(r#"{"usher":"ping","id":7,"more":true}"#);
+        assert_eq!(said, Some(Said::Ping { id: Some(7) }));
+        assert_eq!(
+            Said::from_text(r#"{"usher":"ping"}"#),
+            Some(Said::Ping { id: None })
+        );
+        assert_eq!(
+            Control::Pong { id: Some(7) }.to_text(),
+            r#"{"usher":"pong","id":7}"#
+        );
+        let long = format!(r#"{{"usher":"ping","more":"{}"}}"#, "x".repeat(MAX_SAID_BYTES));
+        for other in [
+            r#"{"usher":"pong"}"#,
+            r#"{"usher":"ping","id":-1}"#,
+            r#"{ "usher":"ping"}"#,
+            &long,
+        ] {
+            assert_eq!(Said::from_text(other), None, "{other}");
         }
     }
 
