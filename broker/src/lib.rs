@@ -56,6 +56,7 @@ use usher_shared::clock;
 use usher_shared::grant::GrantSigner;
 use usher_shared::id::{BrokerId, ClusterId};
 use usher_shared::quantity::Term;
+use usher_shared::way::{Security, split_scheme};
 
 use crate::admin::Admin;
 use crate::clients::Clients;
@@ -259,6 +260,11 @@ impl Broker {
             client_token: config.client_token.clone(),
             origins: self.origins.clone(),
             refuse_rebinding: on_loopback && config.public_url.is_none(),
+            security: config
+                .public_url
+                .as_deref()
+                .and_then(split_scheme)
+                .map_or(Security::Plain, |(security, _)| security),
         };
         let clients = Arc::new(Clients {
             redirector: Redirector::new(self.routes, Arc::clone(&self.keys), rules),
@@ -390,7 +396,7 @@ fn check(config: &Config) -> Result<(Settings, Origins), BrokerError> {
     // Pages of the broker's own public URL may ask, too.
     listed.extend(config.public_url.clone());
     let on_loopback = config.clients.ip().is_loopback();
-    let origins = Origins::new(&listed, on_loopback).map_err(|given| KeyError::Origin { given })?;
+    let origins = Origins::new(&listed, on_loopback).map_err(KeyError::Origin)?;
     Ok((settings, origins))
 }
 

@@ -5,8 +5,8 @@
 //! [`Visit::settle`], the same as a request that the table did settle.
 
 use http::header::{
-    ACCEPT, ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONNECTION, HeaderName, LOCATION, ORIGIN,
-    REFERRER_POLICY, UPGRADE, USER_AGENT, VARY,
+    ACCEPT, ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONNECTION, HeaderName, LOCATION,
+    ORIGIN, REFERRER_POLICY, UPGRADE, USER_AGENT, VARY,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
@@ -20,7 +20,7 @@ use usher_shared::id::{ConnectionId, NodeId, TeamId};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::{ConnectView, Problem};
 use usher_shared::ticket::{self, Age, Claims, LIFE_S, MAX_HOPS, Scope};
-use usher_shared::way::{Asker, LocationForm, Wants, Way};
+use usher_shared::way::{Asker, LocationForm, Security, Wants, Way};
 
 use crate::keys::Keyring;
 use crate::origin::{Origins, Standing, may_be_rebound};
@@ -29,8 +29,8 @@ use crate::random;
 use crate::routes::{NodeSlot, Reach, RouteTable};
 use crate::telemetry::ClientCounters;
 
-/// A ticket that comes back sooner than this after it was issued is a hop of one chain. A client
-/// that merely re-dials an old URL comes later.
+/// A ticket that opened nothing and comes back sooner than this after it was issued is a hop of one
+/// chain. A client that merely re-dials an old URL comes later.
 const CHAIN_S: u64 = 10;
 /// For this long after its end a ticket still tells where its bearer was.
 const REMEMBERED_S: u64 = 600;
@@ -47,6 +47,8 @@ pub struct Rules {
     /// Whether browsers must name this machine by address or as localhost: without a public URL,
     /// any other name is somebody else's.
     pub refuse_rebinding: bool,
+    /// Whether clients come over TLS, by the public URL.
+    pub security: Security,
 }
 
 /// Answers clients from the route table.
@@ -92,6 +94,7 @@ pub struct Farewell {
 pub struct Visit {
     team: Option<TeamId>,
     way: Way,
+    wants: Wants,
     scope: Scope,
     hop: u8,
     from: Option<ConnectionId>,
@@ -172,7 +175,7 @@ impl Redirector {
 
         let returning = query
             .ticket
-            .and_then(|ticket| self.returning(&team, ticket, now_s));
+            .and_then(|ticket| self.returning(&team, ticket, query.from, now_s));
         if let Some(returning) = &returning {
             visit.hop = returning.hop;
             visit.from = visit.from.or(returning.from);
@@ -233,6 +236,7 @@ impl Redirector {
         let accept = joined(headers, &ACCEPT);
         let asker = Asker {
             accept: accept.as_deref(),
+            accept_encoding: text(headers, &ACCEPT_ENCODING),
             user_agent: text(headers, &USER_AGENT),
             fetch_mode: text(headers, &HeaderName::from_static("sec-fetch-mode")),
             wants,
@@ -251,6 +255,7 @@ impl Redirector {
         Visit {
             team: None,
             way,
+            wants,
             scope: if post { Scope::Post } else { Scope::Connect },
             hop: 0,
             from: None,
@@ -267,8 +272,15 @@ impl Redirector {
         self.rules.auto_create && shown()
     }
 
-    /// What an old ticket tells, if it is one of ours for this team.
-    fn returning(&self, team: &TeamId, text: &str, now_s: u64) -> Option<Returning> {
+    /// What an old ticket tells, if it is one of ours for this team. `from` is the connection that its
+    /// bearer says it had, or that a node says it opened.
+    fn returning(
+        &self,
+        team: &TeamId,
+        text: &str,
+        from: Option<ConnectionId>,
+        now_s: u64,
+    ) -> Option<Returning> {
         let genuine = self.genuine(text, now_s).filter(|(claims, age)| {
             let remembered = *age == Age::Fresh || now_s <= claims.exp.saturating_add(REMEMBERED_S);
             claims.sub == *team && remembered
@@ -278,21 +290,28 @@ impl Redirector {
             return None;
         };
         let age_s = now_s.saturating_sub(claims.iat);
-        let chained = age_s < CHAIN_S;
+        let named = claims.jti.parse().ok();
+        let opened = named.is_some() && from == named;
+        let chained = age_s < CHAIN_S && !opened && !self.is_of_an_earlier_process(&claims);
         Some(Returning {
             hop: if chained { claims.hop.saturating_add(1) } else { 0 },
             chain_left_ms: CHAIN_S.saturating_sub(age_s) * 1_000,
             // Within a chain of redirects the last ticket most likely opened nothing.
-            from: claims
-                .from
-                .filter(|_| chained)
-                .or_else(|| claims.jti.parse().ok()),
+            from: claims.from.filter(|_| chained).or(named),
             knock: Knock {
                 node: claims.aud,
                 incarnation: claims.inc,
                 epoch: claims.epoch,
             },
         })
+    }
+
+    /// Whether the node runs as another process today. None of its tickets is issued any more, so
+    /// none can be a step of a circle that goes on; and that process is not there to say what it opened.
+    fn is_of_an_earlier_process(&self, claims: &Claims) -> bool {
+        let slot = self.routes.node(&claims.aud);
+        slot.and_then(|slot| slot.reach())
+            .is_some_and(|reach| reach.incarnation != claims.inc)
     }
 
     fn genuine(&self, text: &str, now_s: u64) -> Option<(Claims, Age)> {
@@ -364,6 +383,7 @@ impl Visit {
                     url: LocationForm::Ws.write(place.reach.security, &rest),
                     expires_in: LIFE_S,
                     epoch: place.epoch,
+                    connection: claims.jti.parse().ok(),
                 };
                 let text = serde_json::to_vec(&view).unwrap_or_default();
                 Outcome::Answer(self.dress(answer::body(StatusCode::OK, "application/json", text)))
@@ -377,9 +397,13 @@ impl Visit {
                     // Old clients follow 302 and not 307.
                     StatusCode::FOUND
                 };
-                let mut answer = answer::text(status, "");
+                // Libraries read no body of a handshake's answer; people with curl do.
+                let hint = if self.wants == Wants::Document { HINT } else { "" };
+                let mut answer = answer::text(status, hint);
                 // All parts are visible ASCII: ids, a checked template, base64url, a checked query.
-                if let Ok(location) = HeaderValue::try_from(form.write(place.reach.security, &rest)) {
+                let to = place.reach.security;
+                let location = form.between(redirector.rules.security, to).write(to, &rest);
+                if let Ok(location) = HeaderValue::try_from(location) {
                     answer.headers_mut().insert(LOCATION, location);
                 }
                 Outcome::Answer(self.dress(answer))
@@ -435,6 +459,8 @@ impl Visit {
     }
 }
 
+const HINT: &str =
+    "the team's node is in the Location header; with `Accept: application/json` you get its URL as JSON\n";
 const TEAM_RULE: &str = "a team id is one path segment that matches ^[A-Za-z0-9_][A-Za-z0-9._~:@-]{0,127}$";
 
 /// A team from a path segment, decoded first, so that `%2f` and `%00` are what they stand for.

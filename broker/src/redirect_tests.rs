@@ -48,6 +48,7 @@ fn world() -> World {
         client_token: None,
         origins: Origins::new(&["https://app.example.com".to_owned()], true).unwrap(),
         refuse_rebinding: true,
+        security: Security::Plain,
     })
 }
 
@@ -315,6 +316,86 @@ fn a_chain_of_redirects_is_cut_at_three_hops() {
     let answer = world.answer(&format!("/connect/T1?ticket={ticket}"), &upgrade(&[]));
     assert_eq!(answer.status(), 503);
     assert_eq!(answer.headers()["retry-after"], "8");
+}
+
+#[test]
+fn a_ticket_that_opened_a_connection_is_no_hop() {
+    let world = world();
+    let hop = |path: &str| {
+        let answer = world.answer(path, &upgrade(&[]));
+        (answer.status() == 302).then(|| world.claims(location(&answer)))
+    };
+    let earlier = "00000000000000ff";
+    let ticket = world.ticket(2, 3, |claims| {
+        claims.jti = "00000000000000ab".to_owned();
+        claims.from = earlier.parse().ok();
+    });
+    let opened = hop(&format!("/connect/T1?ticket={ticket}&from=00000000000000ab")).unwrap();
+    assert_eq!(opened.hop, 0);
+    assert_eq!(opened.from, "00000000000000ab".parse().ok());
+    // Another connection says nothing of this ticket: it may have opened nothing, again and again.
+    for other in ["", "&from=00000000000000ac", "&from=00000000000000ff"] {
+        assert_eq!(
+            hop(&format!("/connect/T1?ticket={ticket}{other}")),
+            None,
+            "{other}"
+        );
+    }
+}
+
+#[test]
+fn a_ticket_for_a_process_that_is_no_more_is_no_hop() {
+    let world = world();
+    let ticket = world.ticket(2, 3, |claims| claims.inc = Incarnation::from_bits(41));
+    let answer = world.answer(&format!("/connect/T1?ticket={ticket}"), &upgrade(&[]));
+    assert_eq!(world.claims(location(&answer)).hop, 0);
+    // A node that nobody knows today may come back as the same process.
+    world.routes.set_node(&"node-9".parse().unwrap(), None);
+    let ticket = world.ticket(2, 3, |claims| claims.aud = "node-9".parse().unwrap());
+    let answer = world.answer(&format!("/connect/T1?ticket={ticket}"), &upgrade(&[]));
+    assert_eq!(answer.status(), 503);
+}
+
+#[tokio::test]
+async fn the_json_way_tells_what_the_connection_will_be_called() {
+    let world = world();
+    let view: ConnectView = json(world.answer("/connect/T1", &[("accept", "application/json")])).await;
+    let claims = world.claims(&view.url);
+    assert_eq!(view.connection.map(|id| id.to_string()), Some(claims.jti));
+}
+
+#[test]
+fn a_location_without_scheme_is_absolute_where_broker_and_node_differ_in_tls() {
+    let world = world_with(Rules {
+        security: Security::Tls,
+        ..Rules::default()
+    });
+    let aiohttp = upgrade(&[("accept", "*/*")]);
+    let answer = world.answer("/connect/T1", &aiohttp);
+    assert!(location(&answer).starts_with("http://127.0.0.1:7410/teams/T1?ticket="));
+    let forced = world.answer("/connect/T1?location=net", &upgrade(&[]));
+    assert!(location(&forced).starts_with("http://127.0.0.1:7410/teams/T1?ticket="));
+    let plain = world.answer("/connect/T1", &upgrade(&[]));
+    assert!(location(&plain).starts_with("ws://127.0.0.1:7410/teams/T1?ticket="));
+}
+
+#[tokio::test]
+async fn a_person_with_curl_is_told_where_to_look() {
+    use http_body_util::BodyExt as _;
+    let world = world();
+    let answer = world.answer("/connect/T1", &[("accept", "*/*")]);
+    let text = answer.into_body().collect().await.unwrap().to_bytes();
+    assert!(text.starts_with(b"the team's node is in the Location header"));
+    let handshake = world.answer("/connect/T1", &upgrade(&[("accept", "*/*")]));
+    assert!(
+        handshake
+            .into_body()
+            .collect()
+            .await
+            .unwrap()
+            .to_bytes()
+            .is_empty()
+    );
 }
 
 #[test]

@@ -112,10 +112,7 @@ impl Reach {
         Self {
             incarnation: entry.incarnation,
             direct: entry.direct,
-            security: match entry.url.scheme() {
-                "wss" => Security::Tls,
-                _ => Security::Plain,
-            },
+            security: entry.url.security(),
             pieces: rest.split("{team}").map(str::to_owned).collect(),
         }
     }

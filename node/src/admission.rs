@@ -172,6 +172,12 @@ impl SpentTickets {
         before
     }
 
+    /// Whether the ticket `jti` opened a connection here lately.
+    #[must_use]
+    pub fn opened(&self, jti: &str) -> bool {
+        self.made.contains_key(jti)
+    }
+
     fn forget(&mut self, now: Timestamp) {
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             self.drop_oldest();
@@ -333,6 +339,7 @@ mod tests {
             [1, 2, 3].map(|serial| ConnectionId::new(Incarnation::from_bits(0), serial));
         let mut spent = SpentTickets::default();
         assert_eq!(spent.spend("a", first, at(0)), None);
+        assert!(spent.opened("a") && !spent.opened("b"));
         assert_eq!(spent.spend("a", second, at(10)), Some(first));
         assert_eq!(spent.spend("b", third, at(10)), None);
         assert_eq!(spent.spend("a", third, at(SPENT_MS)), None);

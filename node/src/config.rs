@@ -9,6 +9,7 @@ use usher_shared::identity::Hidden;
 use usher_shared::link::Capacity;
 use usher_shared::quantity::Weight;
 use usher_shared::template::NodeUrl;
+use usher_shared::way::Security;
 
 use crate::lapse::OnLapse;
 
@@ -68,6 +69,13 @@ pub struct Config {
     pub bytes_per_s: u32,
     /// The most that waits for a slow reader, in bytes; beyond it the connection is closed with 4308.
     pub queue_bytes: usize,
+}
+
+impl Config {
+    /// Whether clients come over TLS, by the public URL.
+    pub(crate) fn security(&self) -> Security {
+        self.url.as_ref().map_or(Security::Plain, NodeUrl::security)
+    }
 }
 
 /// What happens to an application frame.

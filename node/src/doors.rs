@@ -13,7 +13,7 @@ use usher_listen::places::Places;
 use usher_listen::telemetry::Telemetry;
 use usher_shared::clock::boottime;
 use usher_shared::frame::{CloseCode, CloseReason, Control};
-use usher_shared::id::TeamId;
+use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{HEARS_BROKER_PATH, HearsBroker};
 use usher_shared::rest::Problem;
 use usher_shared::way::{LocationForm, Way, parameter};
@@ -85,7 +85,11 @@ impl Doors {
     }
 
     async fn post(&self, team: TeamId, request: Request<Inflow>) -> Answer {
-        let ticket = parameter(request.uri().query().unwrap_or_default(), "ticket");
+        let query = request.uri().query().unwrap_or_default();
+        if let Some(answer) = given_twice(query) {
+            return answer;
+        }
+        let ticket = parameter(query, "ticket");
         let knock = match self.floor.verify(&team, ticket) {
             Ok(knock) => knock,
             Err(refusal) => {
@@ -100,6 +104,9 @@ impl Doors {
 
     async fn connect(&self, team: TeamId, mut request: Request<Inflow>) -> Answer {
         let query = request.uri().query().unwrap_or_default().to_owned();
+        if let Some(answer) = given_twice(&query) {
+            return answer;
+        }
         let handshake = offer(request.method(), request.version(), request.headers());
         match handshake {
             Err(NoOffer::Version) => return wrong_version(),
@@ -111,7 +118,7 @@ impl Doors {
         }
         let knock = match self.floor.verify(&team, parameter(&query, "ticket")) {
             Ok(knock) => knock,
-            Err(refusal) => return self.send_back(refusal, &team, &query, handshake.ok(), request),
+            Err(refusal) => return self.send_back(refusal, (&team, None), &query, handshake.ok(), request),
         };
         let Ok(accepted) = handshake else {
             return upgrade_required();
@@ -121,7 +128,8 @@ impl Doors {
         let seat = match Box::pin(self.floor.enter(&knock, speaks)).await {
             Ok(seat) => seat,
             Err(Turned::Back(refusal)) => {
-                return self.send_back(refusal, &team, &query, Some(accepted), request);
+                let opened = self.floor.opened_by(&knock.claims);
+                return self.send_back(refusal, (&team, opened), &query, Some(accepted), request);
             }
             Err(Turned::Full) => return self.full(&query, accepted, request),
         };
@@ -138,10 +146,11 @@ impl Doors {
         accepted.answer()
     }
 
+    /// Sends a client back to the broker, which is told what connection its ticket opened here.
     fn send_back(
         &self,
         refusal: Refusal,
-        team: &TeamId,
+        (team, opened): (&TeamId, Option<ConnectionId>),
         query: &str,
         handshake: Option<Offer>,
         request: Request<Inflow>,
@@ -149,7 +158,7 @@ impl Doors {
         self.floor.figures.refused(refusal);
         let way = way(request.headers(), wants(request.headers()), query);
         let broker = self.floor.state.lock().broker.clone();
-        let target = broker.and_then(|broker| Target::connect(&broker.public_url, team, query));
+        let target = broker.and_then(|broker| Target::connect(&broker.public_url, team, query, opened));
         let retry_ms = RETRY_MS + jitter(RETRY_MS);
         match (target, way, handshake) {
             (Some(target), Way::Json, _) => stale(refusal, &target.url(LocationForm::Http)),
@@ -164,7 +173,10 @@ impl Doors {
                 let goodbye = Goodbye::new(CloseCode::Redirect, &reason);
                 self.tell(offer, request, Some(frame.to_text()), goodbye)
             }
-            (Some(target), Way::Redirect(form), _) => redirect(StatusCode::FOUND, &target.url(form)),
+            (Some(target), Way::Redirect(form), _) => redirect(
+                StatusCode::FOUND,
+                &target.location(form, self.floor.config.security()),
+            ),
             (Some(target), Way::InBand, None) => redirect(StatusCode::FOUND, &target.url(LocationForm::Ws)),
             (None, Way::InBand, Some(offer)) => {
                 let goodbye = Goodbye::retry(CloseCode::TryAgain, "no_broker", retry_ms);
@@ -286,6 +298,21 @@ fn hears_broker(floor: &Floor, request: &Request<Inflow>) -> Answer {
         hears,
         node: Some(floor.config.node.clone()),
         incarnation: Some(floor.config.incarnation),
+    })
+}
+
+/// Which one would count? Whoever looked at the request before may have read the other.
+fn given_twice(query: &str) -> Option<Answer> {
+    const OURS: [&str; 4] = ["ticket", "from", "location", "usher"];
+    let twice = |name: &&str| {
+        let given = query
+            .split('&')
+            .filter(|pair| pair.split('=').next() == Some(*name));
+        given.count() > 1
+    };
+    OURS.into_iter().find(twice).map(|name| {
+        let detail = format!("{name} is given once at most");
+        problem(&Problem::new(400, "bad_query", detail))
     })
 }
 

@@ -164,7 +164,7 @@ impl Floor {
         let staying: Vec<_> = members.iter().filter(|member| member.stays()).collect();
         let going = staying.len().min(many);
         let broker = state.broker.as_ref();
-        let connect = broker.and_then(|broker| Target::connect(&broker.public_url, &slot.team, ""));
+        let connect = broker.and_then(|broker| Target::connect(&broker.public_url, &slot.team, "", None));
         // Many that go together still come one after another.
         let within_ms = SLOT_RETRY_MS.max(going as u64 * 1_000 / TOGETHER_PER_S);
         for (at, member) in staying.iter().take(going).enumerate() {

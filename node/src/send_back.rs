@@ -1,10 +1,10 @@
 //! Sends a client back to the broker.
 
-use http::header::{ACCEPT, CACHE_CONTROL, LOCATION, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CACHE_CONTROL, LOCATION, USER_AGENT};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body_util::Full;
 use usher_listen::answer::{Answer, problem};
-use usher_shared::id::TeamId;
+use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::rest::Problem;
 use usher_shared::way::{
     Asker, LocationForm, Security, Wants, Way, parameter, split_scheme, without_parameters,
@@ -25,8 +25,14 @@ pub(crate) struct Target {
 
 impl Target {
     /// The broker's `/connect/{team}` with the old ticket, by which the broker sees where the client
-    /// was, and with the parameters that are not ours. `None` when the broker's URL is not known.
-    pub(crate) fn connect(public_url: &str, team: &TeamId, query: &str) -> Option<Self> {
+    /// was, with the connection that it `opened` if it did, and with the parameters that are not ours.
+    /// `None` when the broker's URL is not known.
+    pub(crate) fn connect(
+        public_url: &str,
+        team: &TeamId,
+        query: &str,
+        opened: Option<ConnectionId>,
+    ) -> Option<Self> {
         let (security, base) = split_scheme(public_url)?;
         let mut rest = format!("{base}/connect/{team}");
         let ticket = parameter(query, "ticket").filter(|ticket| is_ticket_like(ticket));
@@ -36,7 +42,8 @@ impl Target {
         let location = parameter(query, "location")
             .filter(|form| LocationForm::from_query(form).is_some())
             .map(|form| format!("location={form}"));
-        let parts: Vec<String> = [ticket, location, theirs].into_iter().flatten().collect();
+        let from = opened.map(|connection| format!("from={connection}"));
+        let parts: Vec<String> = [ticket, from, location, theirs].into_iter().flatten().collect();
         if !parts.is_empty() {
             rest.push('?');
             rest.push_str(&parts.join("&"));
@@ -47,6 +54,11 @@ impl Target {
     /// The URL in the form that is asked for.
     pub(crate) fn url(&self, form: LocationForm) -> String {
         form.write(self.security, &self.rest)
+    }
+
+    /// The `Location` for a client that came here `by` this security.
+    pub(crate) fn location(&self, form: LocationForm, by: Security) -> String {
+        self.url(form.between(by, self.security))
     }
 }
 
@@ -66,6 +78,7 @@ pub(crate) fn way(headers: &HeaderMap, wants: Wants, query: &str) -> Way {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let asker = Asker {
         accept: Some(&accept),
+        accept_encoding: text(ACCEPT_ENCODING.as_str()),
         user_agent: text(USER_AGENT.as_str()),
         fetch_mode: text("sec-fetch-mode"),
         wants,
@@ -101,7 +114,7 @@ mod tests {
     use super::*;
 
     fn url(query: &str, form: LocationForm) -> String {
-        let target = Target::connect("https://broker.example.com", &"T1".parse().unwrap(), query);
+        let target = Target::connect("https://broker.example.com", &"T1".parse().unwrap(), query, None);
         target.unwrap().url(form)
     }
 
@@ -119,7 +132,27 @@ mod tests {
     }
 
     #[test]
+    fn a_location_without_scheme_is_absolute_where_broker_and_node_differ_in_tls() {
+        let team = "T1".parse().unwrap();
+        let target = Target::connect("https://broker.example.com", &team, "", None).unwrap();
+        let location = |by| target.location(LocationForm::Net, by);
+        assert_eq!(location(Security::Tls), "//broker.example.com/connect/T1");
+        assert_eq!(location(Security::Plain), "https://broker.example.com/connect/T1");
+    }
+
+    #[test]
     fn without_a_usable_broker_url_there_is_nowhere_to_go() {
-        assert_eq!(Target::connect("", &"T1".parse().unwrap(), ""), None);
+        assert_eq!(Target::connect("", &"T1".parse().unwrap(), "", None), None);
+    }
+
+    #[test]
+    fn the_broker_is_told_which_connection_the_old_ticket_opened() {
+        let (team, opened) = ("T1".parse().unwrap(), "00000000000000ab".parse().ok());
+        let query = "ticket=x&from=00000000000000cd&a=1";
+        let target = Target::connect("http://broker", &team, query, opened).unwrap();
+        assert_eq!(
+            target.url(LocationForm::Ws),
+            "ws://broker/connect/T1?ticket=x&from=00000000000000ab&a=1"
+        );
     }
 }

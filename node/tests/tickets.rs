@@ -161,6 +161,49 @@ async fn each_client_is_sent_back_in_the_form_that_it_can_follow() {
 }
 
 #[tokio::test]
+async fn a_client_whose_ticket_opened_a_connection_is_sent_back_with_its_name() {
+    let mut rig = Rig::start().await;
+    rig.gives("T1", 5).await;
+    let claims = rig.claims("T1", 5);
+    let ticket = ticket::sign(&claims, "k1", &key());
+    let path = format!("/teams/T1?ticket={ticket}&from=00000000000000cd");
+    let mut client = Client(rig.dial(&path, &[]).await.unwrap());
+    rig.broker.command(drain("T1", 7, 0, 1_000));
+    assert_eq!(client.closed().await.0, 4312);
+    drop(client);
+    let released = rig.broker.hears(|message| match message {
+        ToBroker::Released(which) => Some(which),
+        _ => None,
+    });
+    released.await;
+    let back = |from: &str| (302, format!("ws://broker.test:7400/connect/T1?ticket={from}"));
+    let answer = rig.turned_away(&path, &[]).await;
+    assert_eq!(answer, back(&format!("{ticket}&from={}", claims.jti)));
+    // It had waited for nothing, had the node taken the team for one that is still to come.
+    let (_, page) = rig.http(rig.admin, "GET /metrics HTTP/1.1\r\n", b"").await;
+    assert!(
+        page.contains("usher_tickets_refused_total{reason=\"old_epoch\"} 1"),
+        "{page}"
+    );
+    // Another ticket of that epoch opened nothing.
+    let other = rig.ticket("T1", 5);
+    let answer = rig.turned_away(&format!("/teams/T1?ticket={other}"), &[]).await;
+    assert_eq!(answer, back(&other));
+}
+
+#[tokio::test]
+async fn a_parameter_of_ours_is_given_once() {
+    let rig = Rig::start().await;
+    for query in [
+        "ticket=a&ticket=b",
+        "usher=1&usher=1",
+        "a=1&location=ws&location=ws",
+    ] {
+        assert_eq!(rig.status(&format!("/teams/T1?{query}")).await, 400, "{query}");
+    }
+}
+
+#[tokio::test]
 async fn a_browser_is_told_in_band_and_closed_once() {
     let rig = Rig::start().await;
     for headers in [

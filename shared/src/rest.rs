@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::id::{BrokerId, ClusterId, Incarnation, Label, NodeId, OperationId, TeamId};
+use crate::id::{BrokerId, ClusterId, ConnectionId, Incarnation, Label, NodeId, OperationId, TeamId};
 use crate::link::Capacity;
 use crate::quantity::{Epoch, Millicores, Term, Weight};
 
@@ -64,6 +64,9 @@ pub struct ConnectView {
     pub expires_in: u64,
     /// The epoch of the assignment.
     pub epoch: Epoch,
+    /// What a connection that this URL opens is called: to be shown as `from` by whoever had it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<ConnectionId>,
 }
 
 /// The body of `PUT /v1/teams/{team}`. Every field may be left out.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::id::{NodeId, TeamId};
+use crate::way::Security;
 
 /// Why a text cannot be a node's public URL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +38,16 @@ impl NodeUrl {
     #[must_use]
     pub fn scheme(&self) -> &str {
         self.text.split_once(':').map_or("ws", |(scheme, _)| scheme)
+    }
+
+    /// Whether the node is reached over TLS.
+    #[must_use]
+    pub fn security(&self) -> Security {
+        if self.scheme() == "wss" {
+            Security::Tls
+        } else {
+            Security::Plain
+        }
     }
 
     /// The URL without its scheme, from `//` on, for `team` on `node`.

@@ -18,11 +18,11 @@ pub enum Way {
 /// How a `Location` is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LocationForm {
-    /// `ws://host/path` or `wss://host/path`: tungstenite, websocket-client.
+    /// `ws://host/path` or `wss://host/path`: tungstenite, websocket-client, niquests.
     Ws,
     /// `http://host/path` or `https://host/path`.
     Http,
-    /// `//host/path`, which keeps the client's own scheme: aiohttp, OkHttp, reqwest, curl.
+    /// `//host/path`, which keeps the client's own scheme: aiohttp, OkHttp, reqwest, Go's `net/http`, curl.
     Net,
 }
 
@@ -31,6 +31,8 @@ pub enum LocationForm {
 pub struct Asker<'a> {
     /// The `Accept` header; several lines are joined with commas.
     pub accept: Option<&'a str>,
+    /// The `Accept-Encoding` header.
+    pub accept_encoding: Option<&'a str>,
     /// The `User-Agent` header.
     pub user_agent: Option<&'a str>,
     /// The `Sec-Fetch-Mode` header.
@@ -51,6 +53,9 @@ pub enum Wants {
     Document,
 }
 
+/// How libraries begin their `User-Agent` that dial by HTTP and send no `Accept: */*`.
+const HTTP_AGENTS: [&str; 3] = ["okhttp/", "Mojolicious", "lua-http/"];
+
 impl Asker<'_> {
     /// The way that this client can go. An explicit `location` is believed: whoever sets it knows
     /// that the client follows.
@@ -65,18 +70,30 @@ impl Asker<'_> {
         if self.wants == Wants::WebSocket && self.cannot_follow() {
             return Way::InBand;
         }
-        let okhttp = self.user_agent.is_some_and(|agent| agent.starts_with("okhttp/"));
-        if okhttp || self.accepts("*/*") {
+        if self.dials_by_http() {
             Way::Redirect(LocationForm::Net)
         } else {
             Way::Redirect(LocationForm::Ws)
         }
     }
 
-    /// Browsers say `Mozilla/`; Node's own WebSocket says `Sec-Fetch-Mode: websocket`. `Origin` is
-    /// no sign: websocket-client sends it and follows.
+    /// Whether the library hands `Location` to an HTTP client, which knows no scheme `ws`.
+    fn dials_by_http(&self) -> bool {
+        let agent = self.user_agent.unwrap_or_default();
+        if agent.starts_with("niquests/") {
+            return false;
+        }
+        // Go's `net/http` asks for compression; gorilla, which writes its request by hand and lets
+        // its user read `Location`, does not.
+        let go = agent.starts_with("Go-http-client/") && self.accept_encoding.is_some();
+        go || HTTP_AGENTS.iter().any(|known| agent.starts_with(known)) || self.accepts("*/*")
+    }
+
+    /// Browsers say `Mozilla/`, Deno its name; Node's own WebSocket says `Sec-Fetch-Mode: websocket`.
+    /// `Origin` is no sign: websocket-client sends it and follows.
     fn cannot_follow(&self) -> bool {
-        self.user_agent.is_some_and(|agent| agent.contains("Mozilla/"))
+        self.user_agent
+            .is_some_and(|agent| agent.contains("Mozilla/") || agent.starts_with("Deno/"))
             || self
                 .fetch_mode
                 .is_some_and(|mode| mode.trim().eq_ignore_ascii_case("websocket"))
@@ -102,6 +119,19 @@ impl LocationForm {
         }
     }
 
+    /// The form for a client that came `by` one security and is sent `to` another. `//host` would
+    /// keep the scheme it came by, and show its ticket in the clear to a TLS port, or speak TLS to a
+    /// port that has none. Whoever follows that form follows `http://` and `https://`, too.
+    #[must_use]
+    pub const fn between(self, by: Security, to: Security) -> Self {
+        match (self, by, to) {
+            (Self::Net, Security::Plain, Security::Tls) | (Self::Net, Security::Tls, Security::Plain) => {
+                Self::Http
+            }
+            _ => self,
+        }
+    }
+
     /// The `Location` for `rest`, which starts with `//host`.
     #[must_use]
     pub fn write(self, security: Security, rest: &str) -> String {
@@ -117,9 +147,10 @@ impl LocationForm {
 }
 
 /// Whether a URL is reached over TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Security {
     /// `ws`, `http`.
+    #[default]
     Plain,
     /// `wss`, `https`.
     Tls,
@@ -217,13 +248,57 @@ mod tests {
             user_agent: Some("curl/8.14"),
             ..Asker::default()
         };
-        for asker in [aiohttp, okhttp, curl] {
+        let go = Asker {
+            user_agent: Some("Go-http-client/1.1"),
+            accept_encoding: Some("gzip"),
+            ..upgrade()
+        };
+        let mojo = Asker {
+            user_agent: Some("Mojolicious (Perl)"),
+            accept_encoding: Some("gzip"),
+            ..upgrade()
+        };
+        let lua = Asker {
+            user_agent: Some("lua-http/0.4"),
+            ..upgrade()
+        };
+        for asker in [aiohttp, okhttp, curl, go, mojo, lua] {
             assert_eq!(asker.way(), Way::Redirect(LocationForm::Net), "{asker:?}");
         }
     }
 
     #[test]
-    fn browsers_and_nodes_own_websocket_are_told_in_band() {
+    fn what_only_looks_like_a_library_that_dials_by_http_gets_an_absolute_ws_location() {
+        let gorilla = Asker {
+            user_agent: Some("Go-http-client/1.1"),
+            ..upgrade()
+        };
+        let niquests = Asker {
+            accept: Some("*/*"),
+            user_agent: Some("niquests/3.21.2"),
+            ..upgrade()
+        };
+        for asker in [gorilla, niquests] {
+            assert_eq!(asker.way(), Way::Redirect(LocationForm::Ws), "{asker:?}");
+        }
+    }
+
+    #[test]
+    fn a_location_without_scheme_is_for_a_client_that_keeps_its_security() {
+        use Security::{Plain, Tls};
+        for (by, to, form) in [
+            (Plain, Plain, LocationForm::Net),
+            (Tls, Tls, LocationForm::Net),
+            (Plain, Tls, LocationForm::Http),
+            (Tls, Plain, LocationForm::Http),
+        ] {
+            assert_eq!(LocationForm::Net.between(by, to), form, "{by:?} {to:?}");
+        }
+        assert_eq!(LocationForm::Ws.between(Plain, Tls), LocationForm::Ws);
+    }
+
+    #[test]
+    fn browsers_deno_and_nodes_own_websocket_are_told_in_band() {
         let browser = Asker {
             user_agent: Some(FIREFOX),
             ..upgrade()
@@ -234,7 +309,13 @@ mod tests {
             fetch_mode: Some("websocket"),
             ..upgrade()
         };
-        assert_eq!((browser.way(), node.way()), (Way::InBand, Way::InBand));
+        let deno = Asker {
+            user_agent: Some("Deno/2.9.6"),
+            ..upgrade()
+        };
+        for asker in [browser, node, deno] {
+            assert_eq!(asker.way(), Way::InBand, "{asker:?}");
+        }
         let navigation = Asker {
             user_agent: Some(FIREFOX),
             accept: Some("text/html"),

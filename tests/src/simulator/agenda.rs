@@ -177,11 +177,12 @@ pub(super) enum ForBroker {
         incarnation: Incarnation,
         nonce: Option<Hidden>,
     },
-    /// A client asks the way, with the ticket it has.
+    /// A client asks the way, with the ticket it has and the connection that it had.
     Visit {
         client: usize,
         serial: u64,
         ticket: Option<String>,
+        had: Option<ConnectionId>,
     },
     Operator {
         request: RequestId,
@@ -262,8 +263,11 @@ pub(super) enum ForClient {
     Later { after_ms: u64 },
     /// Nobody answered.
     TimedOut,
-    /// A node sent it back to the broker.
-    SentBack { ticket: String },
+    /// A node sent it back to the broker, and said what connection its ticket had opened.
+    SentBack {
+        ticket: String,
+        opened: Option<ConnectionId>,
+    },
     Seated {
         node: usize,
         incarnation: Incarnation,

@@ -196,8 +196,9 @@ impl World {
                 client,
                 serial,
                 ticket,
+                had,
             } => {
-                return self.visit(client, serial, ticket.as_deref());
+                return self.visit(client, serial, ticket.as_deref(), had);
             }
             ForBroker::Message { link, message } => match event_of(LinkId(link), *message, wall_ms) {
                 Some(event) => event,

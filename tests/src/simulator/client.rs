@@ -49,6 +49,8 @@ pub(super) struct Client {
     pub(super) seat: Option<Seat>,
     /// The ticket it was given last, shown to the broker when it comes back.
     ticket: Option<String>,
+    /// The connection that it says it had.
+    had: Option<ConnectionId>,
     /// Where it dials again.
     url: Option<(usize, String)>,
     /// A way back in that needs no broker.
@@ -75,6 +77,7 @@ impl Client {
             serial: 0,
             seat: None,
             ticket: None,
+            had: None,
             url: None,
             resume: None,
             backoff_ms: 200,
@@ -158,8 +161,9 @@ impl World {
                 self.clients[client].url = Some((node, ticket.clone()));
                 self.client_dials(client, node, ticket);
             }
-            ForClient::SentBack { ticket } => {
+            ForClient::SentBack { ticket, opened } => {
                 self.clients[client].ticket = Some(ticket);
+                self.clients[client].had = opened;
                 self.client_asks(client);
             }
             ForClient::Later { after_ms } => {
@@ -201,11 +205,12 @@ impl World {
             return self.client_later(client, serial, way);
         };
         let known = &self.clients[client];
-        let (serial, ticket) = (known.serial, known.ticket.clone());
+        let (serial, ticket, had) = (known.serial, known.ticket.clone(), known.had);
         let what = ForBroker::Visit {
             client,
             serial,
             ticket,
+            had,
         };
         self.soon(
             way,
@@ -275,6 +280,8 @@ impl World {
         known.backoff_ms = 200;
         known.sent_on = 0;
         let old = known.seat.replace(seat);
+        // Whoever knows nothing of the protocol shows no connection.
+        known.had = known.speaks_usher().then_some(seat.connection);
         if known.manner == Manner::Usher {
             known.resume = resume.map(|resume| (seat.node, resume));
         }

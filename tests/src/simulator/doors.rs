@@ -51,12 +51,12 @@ impl World {
                 }
                 self.node_soon(node, WAIT_MS, ForNode::WaitedLong { client, serial });
             }
-            (_, Verdict::SendBack(refusal)) => self.send_back(client, serial, ticket, refusal),
-            (None, _) => self.send_back(client, serial, ticket, Refusal::NotGenuine),
+            (_, Verdict::SendBack(refusal)) => self.send_back(node, client, serial, ticket, refusal),
+            (None, _) => self.send_back(node, client, serial, ticket, Refusal::NotGenuine),
         }
     }
 
-    fn send_back(&mut self, client: usize, serial: u64, ticket: String, refusal: Refusal) {
+    fn send_back(&mut self, node: usize, client: usize, serial: u64, ticket: String, refusal: Refusal) {
         self.count(match refusal {
             Refusal::Expired => "expired ticket sent back",
             Refusal::OtherNode => "ticket of an earlier process sent back",
@@ -67,8 +67,19 @@ impl World {
             _ => "ticket sent back",
         });
         let after = self.dice.within(1, 30);
-        let what = ForClient::SentBack { ticket };
+        let opened = self.opened_by(node, &ticket);
+        let what = ForClient::SentBack { ticket, opened };
         self.soon(after, Happens::Client { client, serial, what });
+    }
+
+    /// The connection that a ticket opened at this process lately.
+    fn opened_by(&self, node: usize, ticket: &str) -> Option<ConnectionId> {
+        let process = self.machines[node].process.as_ref()?;
+        let now_s = self.wall_s(node);
+        let key = |kid: &str| process.keys.iter().find(|key| key.kid == kid).map(|key| &key.key);
+        let (claims, _) = ticket::verify(ticket, now_s, key).ok()?;
+        let named = claims.jti.parse().ok()?;
+        process.spent.opened(&claims.jti).then_some(named)
     }
 
     /// Whose ticket it is, and what becomes of its bearer.
@@ -257,7 +268,7 @@ impl World {
             }
         }
         if let Some(Waiting { ticket, .. }) = late {
-            self.send_back(client, serial, ticket, Refusal::NotYetHere);
+            self.send_back(node, client, serial, ticket, Refusal::NotYetHere);
         }
     }
 }

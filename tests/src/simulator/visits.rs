@@ -10,7 +10,7 @@ use super::agenda::{ForClient, Which};
 use super::broker::{Asker, KID, Reply};
 use super::world::World;
 
-/// A ticket that comes back sooner than this after it was issued is a hop of one chain.
+/// A ticket that opened nothing and comes back sooner than this after it was issued is a hop of one chain.
 const CHAIN_S: u64 = 10;
 /// For this long after its end a ticket still tells where its bearer was.
 const REMEMBERED_S: u64 = 600;
@@ -24,11 +24,17 @@ struct Returning {
 }
 
 impl World {
-    pub(super) fn visit(&mut self, client: usize, serial: u64, ticket: Option<&str>) {
+    pub(super) fn visit(
+        &mut self,
+        client: usize,
+        serial: u64,
+        ticket: Option<&str>,
+        had: Option<ConnectionId>,
+    ) {
         let now_s = self.broker_wall_ms() / 1_000;
         let team = self.teams[self.clients[client].team].clone();
-        let returning = ticket.and_then(|text| self.returning(client, text, now_s));
-        let (mut hop, mut from, mut knock) = (0, None, None);
+        let returning = ticket.and_then(|text| self.returning(client, text, had, now_s));
+        let (mut hop, mut from, mut knock) = (0, had, None);
         if let Some(returning) = returning {
             if returning.hop >= MAX_HOPS {
                 self.count("hop limit hit");
@@ -39,7 +45,7 @@ impl World {
             if self.is_at(&team, &knocked) {
                 self.came_back(&knocked.node, client);
             }
-            (hop, from, knock) = (returning.hop, returning.from, Some(knocked));
+            (hop, from, knock) = (returning.hop, had.or(returning.from), Some(knocked));
         }
         let Some(broker) = &self.main else { return };
         if let Some(route) = broker.routes.get(&team)
@@ -169,7 +175,13 @@ impl World {
     }
 
     /// What an old ticket tells, if it is one of ours for this team.
-    fn returning(&self, client: usize, text: &str, now_s: u64) -> Option<Returning> {
+    fn returning(
+        &self,
+        client: usize,
+        text: &str,
+        had: Option<ConnectionId>,
+        now_s: u64,
+    ) -> Option<Returning> {
         let node = self.node_named(&ticket::peek_node(text)?)?;
         let key = &self.machines[node].key;
         let (claims, age) = ticket::verify(text, now_s, |kid| (kid == KID).then_some(key)).ok()?;
@@ -178,14 +190,18 @@ impl World {
             return None;
         }
         let age_s = now_s.saturating_sub(claims.iat);
-        let chained = age_s < CHAIN_S;
+        let named = claims.jti.parse().ok();
+        let opened = named.is_some() && had == named;
+        let entry = self
+            .main
+            .as_ref()
+            .and_then(|broker| broker.entries.get(&claims.aud));
+        let earlier_process = entry.is_some_and(|entry| entry.incarnation != claims.inc);
+        let chained = age_s < CHAIN_S && !opened && !earlier_process;
         Some(Returning {
             hop: if chained { claims.hop.saturating_add(1) } else { 0 },
             chain_left_ms: CHAIN_S.saturating_sub(age_s) * 1_000,
-            from: claims
-                .from
-                .filter(|_| chained)
-                .or_else(|| claims.jti.parse().ok()),
+            from: claims.from.filter(|_| chained).or(named),
             knock: Knock {
                 node: claims.aud,
                 incarnation: claims.inc,
