@@ -32,11 +32,8 @@ use crate::clients::{healthy, ready};
 use crate::figures::Figures;
 use crate::handle::{CoreHandle, Denied, Granted};
 use crate::origin::{Origins, Standing, may_be_rebound};
-use crate::page::TeamsQuery;
+use crate::page::{TeamsQuery, no_query, operations_limit};
 use crate::redirect::parse_team;
-
-/// Operations shown at once.
-const OPERATIONS: usize = 100;
 
 /// What the operators' listener answers from.
 pub(crate) struct Admin {
@@ -156,6 +153,10 @@ async fn guard(State(admin): Shared, request: Request, next: Next) -> Response {
                 return plain(answer::problem(&problem));
             }
         }
+    }
+    let with_query = matches!(request.uri().path(), "/v1/teams" | "/v1/operations");
+    if !with_query && let Err(problem) = no_query(request.uri().query().unwrap_or_default()) {
+        return Failure(problem).into_response();
     }
     next.run(request).await
 }
@@ -321,14 +322,16 @@ async fn uncordon(State(admin): Shared, path: NodePath, request: Request) -> Ans
     changed(&admin, node, ask).await
 }
 
-async fn release(State(admin): Shared) -> Answered {
+async fn release(State(admin): Shared, request: Request) -> Answered {
+    let Nothing {} = body_of(request).await?;
     admin.core.ask(Ask::Release).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn operations(State(admin): Shared) -> Answered {
+async fn operations(State(admin): Shared, request: Request) -> Answered {
+    let limit = operations_limit(request.uri().query().unwrap_or_default())?;
     let mut operations = admin.core.glance(|core, now| core.operations(now)).await?;
-    operations.truncate(OPERATIONS);
+    operations.truncate(limit);
     Ok(json(StatusCode::OK, &OperationsView { operations }))
 }
 
