@@ -10,6 +10,7 @@ use usher_shared::link::TicketKey;
 use usher_shared::secret::{Key, MasterKey, SecretError};
 
 use crate::config::{Config, MasterKeyIs};
+use crate::origin::OriginError;
 use crate::random::{self, NoRandomness};
 
 /// The file of the master key, in the data folder.
@@ -97,13 +98,8 @@ pub enum KeyError {
         given: String,
     },
     /// An origin that no browser would send.
-    #[error(
-        "allow_origins takes `*` or origins as browsers send them, as in https://app.example.com; one is `{given}`"
-    )]
-    Origin {
-        /// What was given.
-        given: String,
-    },
+    #[error("allow_origins takes `*` or origins as pages send them; {0}")]
+    Origin(OriginError),
 }
 
 /// Refuses a listener beyond loopback whose credential is not configured, and what clients could not use.

@@ -27,18 +27,21 @@ pub enum Standing {
 }
 
 impl Origins {
-    /// The origins in `listed`, all of them with `*`, and pages on loopback when `loopback`.
+    /// The origins in `given`, all of them with `*`, and pages on loopback when `loopback`.
     ///
     /// # Errors
-    /// The first one that no browser would send.
-    pub fn new(listed: &[String], loopback: bool) -> Result<Self, String> {
-        let wrong = |origin: &&String| *origin != "*" && host_of(origin).is_none();
-        if let Some(origin) = listed.iter().find(wrong) {
-            return Err(origin.clone());
+    /// The first one that no browser and no web view would send, with what to do.
+    pub fn new(given: &[String], loopback: bool) -> Result<Self, OriginError> {
+        let mut listed = Vec::with_capacity(given.len());
+        for origin in given.iter().filter(|origin| *origin != "*") {
+            listed.push(as_sent(origin).map_err(|remedy| OriginError {
+                given: origin.clone(),
+                remedy,
+            })?);
         }
         Ok(Self {
-            any: listed.iter().any(|origin| origin == "*"),
-            listed: listed.to_vec(),
+            any: given.iter().any(|origin| origin == "*"),
+            listed,
             loopback,
         })
     }
@@ -60,14 +63,66 @@ impl Origins {
     }
 
     fn admits(&self, origin: &str) -> bool {
-        let Some(host) = host_of(origin) else {
-            return false;
-        };
-        (self.loopback && is_loopback(host)) || self.listed.iter().any(|listed| listed == origin)
+        let near = || self.loopback && host_of(origin).is_some_and(is_loopback);
+        self.listed.iter().any(|listed| listed == origin) || near()
     }
 }
 
-/// The host of an origin as a browser writes it: scheme and host in lower case, no path.
+/// An origin that is in no request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{given}`: {remedy}")]
+pub struct OriginError {
+    given: String,
+    remedy: &'static str,
+}
+
+const AS_SENT: &str = "write it as browsers send it: scheme and host in lower case and perhaps a port, as in https://app.example.com, without a path";
+const NO_NULL: &str = "pages of anybody send that (sandboxed frames, files, data: URLs), so it names nobody; serve the page from a host, or admit all with *";
+const NO_PAGE: &str =
+    "no page has an origin of that scheme; name the page's own, as in https://app.example.com";
+
+/// The origin as a browser or a web view sends it, which leaves the scheme's own port out (RFC 6454
+/// section 6.2).
+fn as_sent(origin: &str) -> Result<String, &'static str> {
+    if origin == "null" {
+        return Err(NO_NULL);
+    }
+    let (scheme, authority) = origin.split_once("://").ok_or(AS_SENT)?;
+    match scheme {
+        "http" | "https" => {
+            let host = host_of(origin).ok_or(AS_SENT)?;
+            let port = authority[host.len()..].strip_prefix(':');
+            // Digits that are a port: looked at before.
+            let port: Option<u16> = port.and_then(|port| port.parse().ok());
+            let own = if scheme == "http" { 80 } else { 443 };
+            Ok(match port.filter(|port| *port != own) {
+                Some(port) => format!("{scheme}://{host}:{port}"),
+                None => format!("{scheme}://{host}"),
+            })
+        }
+        "file" | "data" | "blob" | "about" | "javascript" => Err(NO_NULL),
+        "ws" | "wss" | "ftp" => Err(NO_PAGE),
+        // An app in a web view, or an extension, whose host is written as the app has it.
+        _ => {
+            let host = host_without_port(authority).ok_or(AS_SENT)?;
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+            let named = !host.is_empty() && host.bytes().all(plain);
+            if is_scheme(scheme) && named {
+                Ok(origin.to_owned())
+            } else {
+                Err(AS_SENT)
+            }
+        }
+    }
+}
+
+/// RFC 3986 section 3.1, in lower case as every engine writes it.
+fn is_scheme(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
+    text.starts_with(|first: char| first.is_ascii_lowercase()) && text.bytes().all(inner)
+}
+
+/// The host of an origin of the web as a browser writes it: scheme and host in lower case, no path.
 fn host_of(origin: &str) -> Option<&str> {
     let rest = origin
         .strip_prefix("http://")
@@ -183,16 +238,66 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_that_no_browser_sends_is_refused_in_the_configuration() {
-        for bad in [
-            "app.example.com",
-            "https://app.example.com/",
-            "https://",
-            "ws://h",
+    fn an_origin_that_no_page_sends_is_refused_in_the_configuration_with_what_to_do() {
+        for (bad, remedy) in [
+            ("app.example.com", AS_SENT),
+            ("https://app.example.com/", AS_SENT),
+            ("https://App.example.com", AS_SENT),
+            ("https://app.example.com:", AS_SENT),
+            ("https://app.example.com:65536", AS_SENT),
+            ("https://", AS_SENT),
+            ("capacitor://", AS_SENT),
+            ("capacitor://localhost/", AS_SENT),
+            ("Capacitor://localhost", AS_SENT),
+            ("://localhost", AS_SENT),
+            ("ws://h", NO_PAGE),
+            ("null", NO_NULL),
+            ("file://", NO_NULL),
         ] {
-            assert_eq!(Origins::new(&[bad.to_owned()], false).err().as_deref(), Some(bad));
+            let error = Origins::new(&[bad.to_owned()], false).unwrap_err();
+            assert_eq!((error.given.as_str(), error.remedy), (bad, remedy));
         }
         assert!(Origins::new(&["*".to_owned()], false).is_ok());
+    }
+
+    #[test]
+    fn apps_in_a_web_view_and_extensions_are_admitted_by_name() {
+        let apps = [
+            "capacitor://localhost",
+            "ionic://localhost",
+            "tauri://localhost",
+            "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+            "moz-extension://0f8fad5b-d9cb-469f-a165-70867728950e",
+            "safari-web-extension://0F8FAD5B-D9CB-469F-A165-70867728950E",
+        ];
+        for app in apps {
+            let origins = Origins::new(&[app.to_owned()], false).unwrap();
+            assert_eq!(origins.standing(&headers(&[app])), Standing::Admitted, "{app}");
+            let none = Origins::new(&[], true).unwrap();
+            assert_eq!(none.standing(&headers(&[app])), Standing::Foreign, "{app}");
+        }
+        let one = Origins::new(&["capacitor://localhost".to_owned()], false).unwrap();
+        for foreign in [
+            "capacitor://localhost.evil.tld",
+            "https://localhost",
+            "ionic://localhost",
+        ] {
+            assert_eq!(one.standing(&headers(&[foreign])), Standing::Foreign, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_schemes_own_port_is_left_out_as_browsers_do() {
+        for (given, sent) in [
+            ("https://app.example.com:443", "https://app.example.com"),
+            ("http://app.example.com:80", "http://app.example.com"),
+            ("https://app.example.com:80", "https://app.example.com:80"),
+            ("http://[fd00::1]:80", "http://[fd00::1]"),
+            ("https://app.example.com:08443", "https://app.example.com:8443"),
+        ] {
+            let origins = Origins::new(&[given.to_owned()], false).unwrap();
+            assert_eq!(origins.standing(&headers(&[sent])), Standing::Admitted, "{given}");
+        }
     }
 
     #[test]
