@@ -8,6 +8,7 @@ pub(crate) mod decide;
 pub(crate) mod dial;
 pub(crate) mod resolve;
 pub(crate) mod session;
+mod silence;
 
 use clap::Args;
 use std::path::PathBuf;

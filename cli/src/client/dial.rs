@@ -55,7 +55,7 @@ pub(crate) struct Live {
     pub(crate) socket: Socket,
     pub(crate) url: String,
     pub(crate) node: Option<NodeId>,
-    /// Its id, when the node said it.
+    /// Its id, as the broker announced or the node said it.
     pub(crate) connection: Option<ConnectionId>,
     /// The node's own ticket, good there while it has lost its broker.
     pub(crate) resume: Option<String>,
@@ -92,7 +92,7 @@ pub(crate) async fn open(options: Arc<Options>, team: TeamId, knock: Knock) -> R
         socket,
         url: place.url,
         node: place.node,
-        connection: None,
+        connection: place.connection,
         resume: None,
         ping: None,
         early: Vec::new(),

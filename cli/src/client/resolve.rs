@@ -52,6 +52,8 @@ pub(crate) struct Place {
     pub(crate) node: Option<NodeId>,
     /// Its URL, ticket included.
     pub(crate) url: String,
+    /// What the connection will be called, when the broker said so.
+    pub(crate) connection: Option<ConnectionId>,
 }
 
 impl Brokers {
@@ -59,15 +61,17 @@ impl Brokers {
         let mut cleaned = Vec::new();
         for url in urls {
             let url = url.trim_end_matches('/');
-            if url.starts_with("https://") {
+            if url.starts_with("https://") || url.starts_with("wss://") {
                 return Err(Failure::settings(anyhow::anyhow!("--broker {url}: {NO_TLS}")));
             }
-            if !url.starts_with("http://") {
+            // A WebSocket's URL names the same listener.
+            let authority = url.strip_prefix("http://").or_else(|| url.strip_prefix("ws://"));
+            let Some(authority) = authority.filter(|authority| !authority.is_empty()) else {
                 return Err(Failure::settings(anyhow::anyhow!(
-                    "--broker {url} is not a URL; it looks like http://127.0.0.1:7400"
+                    "--broker {url} is not a broker's URL; it looks like http://127.0.0.1:7400"
                 )));
-            }
-            cleaned.push(url.to_owned());
+            };
+            cleaned.push(format!("http://{authority}"));
         }
         let http = names::client_for(cleaned.iter().map(String::as_str))
             .timeout(TIMEOUT)
@@ -97,6 +101,7 @@ impl Brokers {
                 Target::Node => Ok(Place {
                     node: None,
                     url: url.clone(),
+                    connection: None,
                 }),
                 // Whoever sent us on has put the ticket, and all else that it wants known, in the URL.
                 Target::Broker(url) => self.ask(self.http.get(&url)).await,
@@ -155,6 +160,7 @@ impl Brokers {
             return Ok(Place {
                 node: Some(view.node),
                 url: view.url,
+                connection: view.connection,
             });
         }
         let text = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
@@ -259,8 +265,11 @@ mod tests {
 
     #[test]
     fn a_broker_url_is_checked() {
-        assert!(Brokers::new(&["http://h:1/".to_owned()], None, None).is_ok());
-        for bad in ["https://h", "h:1", "ws://h"] {
+        for good in ["http://h:1/", "ws://h:1"] {
+            let brokers = Brokers::new(&[good.to_owned()], None, None).unwrap();
+            assert_eq!(brokers.first(), "http://h:1");
+        }
+        for bad in ["https://h", "wss://h", "h:1", "http://"] {
             assert!(Brokers::new(&[bad.to_owned()], None, None).is_err(), "{bad}");
         }
     }

@@ -2,7 +2,7 @@
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -16,15 +16,12 @@ use usher_shared::id::{NodeId, TeamId};
 use super::decide::{Backoff, Ending, Next, after};
 use super::dial::{Failed, Live, Options, Socket, ending_of, open};
 use super::resolve::{Knock, ticket, with_ticket};
+use super::silence::{Due, Silence};
 
 /// A frame that cannot be handed to the kernel for this long means a dead connection.
 const SEND: Duration = Duration::from_secs(10);
 /// How long a closing connection is read on.
 const LINGER: Duration = Duration::from_secs(5);
-/// How often a connection is looked at for silence.
-const PULSE: Duration = Duration::from_secs(10);
-/// Silence that ends a connection when the node did not say how often it pings.
-const SILENCE: Duration = Duration::from_secs(90);
 
 /// What a session tells its application.
 pub(crate) enum Event<'a> {
@@ -244,8 +241,9 @@ impl<A: Application> Session<A> {
         let mut moving = Moving::No;
         let mut old: Option<(Socket, Instant)> = None;
         let mut sent_on: Option<String> = None;
-        let mut heard = Instant::now();
-        let mut pulse = tokio::time::interval_at(heard + PULSE, PULSE);
+        let mut silence = Silence::new(live.ping, Instant::now());
+        // Armed anew when it fires, not for each frame.
+        let mut look = pin!(sleep_until(silence.look_at()));
         let mut early = std::mem::take(&mut live.early).into_iter();
         loop {
             if let Some(message) = early.next() {
@@ -260,7 +258,7 @@ impl<A: Application> Session<A> {
                     return Held::Over(End::Stopped);
                 }
                 frame = live.socket.next() => {
-                    heard = Instant::now();
+                    silence.heard(Instant::now());
                     let ending = match frame {
                         Some(Ok(message)) => self.take(message, &mut moving, &mut sent_on),
                         Some(Err(error)) => Some(ending_of(&error)),
@@ -305,7 +303,8 @@ impl<A: Application> Session<A> {
                                 self.connected(live, Duration::ZERO, How::Moved);
                                 say_close(&mut before.socket).await;
                                 old = Some((before.socket, Instant::now() + LINGER));
-                                heard = Instant::now();
+                                silence = Silence::new(live.ping, Instant::now());
+                                look.as_mut().reset(silence.look_at());
                                 Moving::No
                             }
                             (Err(failed), Moving::Opening { by, url, .. }) => {
@@ -317,11 +316,19 @@ impl<A: Application> Session<A> {
                         };
                     }
                 },
-                _ = pulse.tick() => {
-                    let allowed = live.ping.map_or(SILENCE, |ping| ping * 3 + PULSE);
-                    if heard.elapsed() > allowed {
+                () = &mut look => {
+                    let gone = match silence.due(Instant::now()) {
+                        Due::Nothing => false,
+                        Due::GiveUp => true,
+                        Due::Ask => {
+                            let ping = live.socket.send(Message::Ping(Vec::new().into()));
+                            !matches!(timeout(SEND, ping).await, Ok(Ok(())))
+                        }
+                    };
+                    if gone {
                         return Held::Lost(Ending::Cut("nothing heard for too long".to_owned()), moving.under_way());
                     }
+                    look.as_mut().reset(silence.look_at());
                 }
             }
         }
@@ -352,7 +359,10 @@ impl<A: Application> Session<A> {
                         };
                     }
                     Control::Redirect { url } => *sent_on = Some(url.clone()),
-                    Control::Move { .. } | Control::Welcome { .. } | Control::Error { .. } => {}
+                    Control::Move { .. }
+                    | Control::Welcome { .. }
+                    | Control::Error { .. }
+                    | Control::Pong { .. } => {}
                 }
                 self.application.on(Event::Control(&control));
                 None
