@@ -35,6 +35,12 @@ def own_cluster():
 
 
 @pytest.fixture
+def four_nodes():
+    """A broker and four nodes of the test's own."""
+    yield from started("--nodes", "4")
+
+
+@pytest.fixture
 def team():
     """A team that no other test uses."""
     return f"T{next(_numbers):04}"

@@ -10,9 +10,10 @@ _MATES = {kind: KINDS[(at + 1) % len(KINDS)] for at, kind in enumerate(KINDS)}
 
 @pytest_asyncio.fixture(scope="session")
 async def peers():
-    """A browser and a Node process, for the drivers that live in one."""
+    """The programs of other languages that drivers live in: a browser, Node, Java and more."""
     drivers = [kind for kind in KINDS if issubclass(kind, PeerDriver)]
-    running = {script: await Peer.start(script) for script in sorted({driver.script for driver in drivers})}
+    programs = {driver.script: driver.runs_on for driver in drivers}
+    running = {script: await Peer.start(runs_on, script) for script, runs_on in programs.items()}
     for driver in drivers:
         driver.peer = running[driver.script]
     yield running

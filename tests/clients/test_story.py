@@ -3,6 +3,7 @@
 A team mate of another kind is with it all the time, and both must hear each other before and after.
 """
 
+import asyncio
 import contextlib
 
 import pytest
@@ -57,7 +58,10 @@ async def test_a_client_is_back_on_another_node_after_its_node_was_drained(clust
         assert report["state"] == "done" and report["teams_waiting"] == report["teams_leaving"] == 0, report
         assert report["teams"] == report["teams_moved"] >= 1, report
         assert report["connections_moved"] >= 2, report
-        assert all(visit.code != 1000 for visit in client.visits + mate.visits), (client.visits, mate.visits)
+        for one in (client, mate):
+            # Every library hands this code on as it is. Who speaks usher.v1 has left before it would be closed.
+            moved = None if isinstance(one, UsherV1) else 4312
+            assert one.visits[0].code == moved, (one, one.visits)
 
 
 async def test_a_loop_that_dials_the_dead_node_is_sent_back_by_the_process_that_took_its_place(cluster, team, peers):
@@ -87,6 +91,32 @@ async def test_a_client_is_back_although_its_node_never_returns(own_cluster, tea
         own_cluster.kill_for_good(node)
         await meet_again(own_cluster, client, mate, away_from=node)
         await eventually("the broker knows that the node is gone", lambda: own_cluster.states()[node] == "dead")
+
+
+# From the second connection on the loop dials the node it was on, so each drain sends it back to the broker; that took
+# less than the 10 s in which redirects add up, for node after node.
+async def test_a_rolling_restart_of_four_nodes_never_takes_a_client_for_one_that_goes_round_in_a_circle(four_nodes, team):
+    cluster = four_nodes
+    async with contextlib.AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(kind(cluster, f"{team}-{kind.kind}-{at}"))
+            for kind in (WebsocketsLoop, Websockets)
+            for at in range(6)
+        ]
+        for client in clients:
+            await client.connected()
+        for _ in range(2):
+            for node in list(cluster.nodes):
+                operation = cluster.drain(node)
+                await eventually("the drain is done", lambda: cluster.finished(operation))  # noqa: B023
+                others = [other for other in cluster.nodes if other != node]
+                await asyncio.gather(*(client.on(*others) for client in clients))
+                cluster.undrain(node)
+        figures = cluster.rest("GET", "/metrics").body.decode().splitlines()
+        refused = [line for line in figures if 'code="too_many_hops"' in line]
+        assert all(line.endswith(" 0") for line in refused), refused
+        moves = sum(len(client.visits) - 1 for client in clients)
+        assert moves >= 2 * len(clients), moves
 
 
 async def test_a_client_that_speaks_usher_v1_is_drained_without_a_moment_offline(cluster, team):

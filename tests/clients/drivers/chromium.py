@@ -9,6 +9,7 @@ class ChromiumFetch(PeerDriver):
     kind = "chromium-fetch"
     script = "chromium.js"
     page = "fetch"
+    door_scheme = "http"
 
 
 class ChromiumBare(PeerDriver):

@@ -22,9 +22,9 @@ class Peer:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, script):
+    async def start(cls, runs_on, script):
         process = await asyncio.create_subprocess_exec(
-            "node",
+            *runs_on,
             str(PEERS / script),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -69,6 +69,10 @@ class PeerDriver(Driver):
     # Set by the fixture that starts it.
     peer = None
     page = None
+    # The command that runs its script.
+    runs_on = ("node",)
+    # The scheme of the broker's URL that it is given.
+    door_scheme = "ws"
 
     def __init__(self, cluster, team):
         super().__init__(cluster, team)
@@ -77,10 +81,8 @@ class PeerDriver(Driver):
 
     async def _run(self):
         self._number = self.peer.admit(self)
-        scheme = "http" if self.page == "fetch" else "ws"
-        await self.peer.tell(
-            client=self._number, do="start", door=self.cluster.door(self.team, scheme), page=self.page
-        )
+        door = self.cluster.door(self.team, self.door_scheme)
+        await self.peer.tell(client=self._number, do="start", door=door, page=self.page)
         await asyncio.Event().wait()
 
     def happened(self, event):

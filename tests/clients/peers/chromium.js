@@ -8,10 +8,12 @@ import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 import { obey, say } from './lines.js';
 
+const given = new Map(); // Pages that came with an order, by client.
 const server = createServer(async (request, response) => {
   const name = { '/fetch': 'fetch.html', '/bare': 'bare.html' }[request.url];
-  if (!name) return response.writeHead(404).end();
-  const page = await readFile(new URL(name, import.meta.url));
+  const html = given.get(request.url);
+  if (!name && !html) return response.writeHead(404).end();
+  const page = html ?? await readFile(new URL(name, import.meta.url));
   response.writeHead(200, { 'content-type': 'text/html' }).end(page);
 });
 server.listen(0, '127.0.0.1');
@@ -39,11 +41,18 @@ await obey({
   start: async ({ client, door, page: name }) => {
     const page = await browser.newPage();
     pages.set(client, page);
+    if (name.html) {
+      given.set(`/given/${client}`, name.html);
+      page.on('console', (message) => message.type() === 'log' && say({ client, event: 'frame', text: message.text() }));
+      page.on('requestfailed', () => say({ client, event: 'failed' }));
+      await page.goto(`${origin}/given/${client}`);
+      return;
+    }
     await page.exposeFunction('tell', (event) => say({ client, ...event }));
     await page.goto(`${origin}/${name}`);
     await page.evaluate((door) => { window.usher = connect(door); }, door);
   },
-  send: ({ client, text }) => pages.get(client).evaluate((text) => window.usher.send(text), text),
+  send: ({ client, text }) => pages.get(client).evaluate((text) => (window.usher?.send ?? say)(text), text),
   stop: async ({ client }) => {
     await pages.get(client)?.close();
     pages.delete(client);
