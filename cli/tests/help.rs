@@ -117,7 +117,7 @@ fn wrong_input_is_refused_before_anything_is_asked() {
         (&["status", "--admin", "127.0.0.1:7401"], "not a URL"),
         (&["load", "--usher-v1", "some"], "50%"),
         (&["load", "--connections", "0"], "not in 1.."),
-        (&["connect", "T1", "--broker", "ws://h"], "not a URL"),
+        (&["connect", "T1", "--broker", "h:7400"], "not a broker's URL"),
         (&["dev", "--nodes", "0"], "not in 1..=100"),
         (&["dev", "--ports", "none"], "auto"),
     ] {
