@@ -77,24 +77,3 @@ async fn a_child_that_cannot_start_as_configured_is_not_started_again() {
 fn a_process_without_a_parent_is_tied_to_nobody() {
     assert!(tie_to_parent().is_ok());
 }
-
-#[tokio::test]
-async fn a_child_that_outlives_its_stop_budget_is_killed_soon_after() {
-    // Deaf to SIGTERM, as a process that hangs is.
-    let mut config = config(
-        "trap '' TERM; : > \"$1\"; while :; do sleep 0.05; done",
-        Vec::new(),
-    );
-    let folder = tempfile::tempdir().unwrap();
-    let ready = folder.path().join("ready");
-    config.args.extend(["child".into(), ready.clone().into()]);
-    let supervised = tokio::spawn(supervise(config));
-    let until = tokio::time::Instant::now() + DEADLINE;
-    while !ready.exists() {
-        assert!(tokio::time::Instant::now() < until, "the child does not start");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
-    let code = tokio::time::timeout(DEADLINE, supervised).await.unwrap().unwrap();
-    assert_eq!(code.unwrap(), 128 + 9);
-}
