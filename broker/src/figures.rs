@@ -42,9 +42,16 @@ impl Figures {
         page.value("usher_teams_unplaced", &[], count(status.teams_unplaced));
         page.gauge(
             "usher_imbalance_ratio",
-            "The busiest node's team load over the mean of the ready ones; 1 is even",
+            "The busiest ready node over the mean of the ready ones, of teams, connections or CPU; 1 is even",
         );
-        page.value("usher_imbalance_ratio", &[], count(status.imbalance_ppm) / PPM);
+        let imbalance = status.imbalance;
+        for (of, ppm) in [
+            ("teams", imbalance.teams_ppm),
+            ("connections", imbalance.connections_ppm),
+            ("cpu", imbalance.cpu_ppm),
+        ] {
+            page.value("usher_imbalance_ratio", &[("of", of)], count(ppm) / PPM);
+        }
         page.gauge(
             "usher_self_preservation",
             "1 while too many nodes are silent, and nothing is re-assigned on silence alone",
@@ -129,6 +136,17 @@ impl Figures {
                 |node| f64::from(u8::from(node.same_url.is_some())),
             ),
         ];
+        self.render_gates(page);
+        page.gauge(
+            "usher_node_memory_ratio",
+            "Memory in use over the limit of a node's container, or of its machine: the nearer one",
+        );
+        for node in &self.nodes {
+            if let Some(memory) = node.memory {
+                let ratio = count(memory.used_bytes) / count(memory.limit_bytes.max(1));
+                page.value("usher_node_memory_ratio", &[("node", node.node.as_str())], ratio);
+            }
+        }
         for (name, help, figure) in figures {
             page.gauge(name, help);
             for node in &self.nodes {
@@ -154,8 +172,26 @@ impl Figures {
         }
     }
 
+    fn render_gates(&self, page: &mut Page) {
+        page.gauge(
+            "usher_node_gate",
+            "1 for each gate that keeps new teams from a node",
+        );
+        for node in &self.nodes {
+            for gate in &node.gates {
+                let labels = [("node", node.node.as_str()), ("gate", gate.as_str())];
+                page.value("usher_node_gate", &labels, 1);
+            }
+        }
+    }
+
     fn render_operations(&self, page: &mut Page) {
-        let kinds = [OperationKind::Drain, OperationKind::Shed, OperationKind::Failover];
+        let kinds = [
+            OperationKind::Drain,
+            OperationKind::Shed,
+            OperationKind::Failover,
+            OperationKind::Relief,
+        ];
         let mut remaining: BTreeMap<OperationKind, u64> = kinds.into_iter().map(|kind| (kind, 0)).collect();
         for operation in &self.operations {
             if operation.state == OperationState::Running {
@@ -232,6 +268,7 @@ mod tests {
     use super::*;
     use usher_shared::id::{BrokerId, ClusterId};
     use usher_shared::quantity::Term;
+    use usher_shared::rest::Imbalance;
 
     fn status() -> StatusView {
         StatusView {
@@ -246,6 +283,10 @@ mod tests {
             teams_unplaced: 0,
             connections: 0,
             imbalance_ppm: 1_500_000,
+            imbalance: Imbalance {
+                connections_ppm: 1_500_000,
+                ..Imbalance::default()
+            },
             operations_running: 0,
             links_refused: std::collections::BTreeMap::new(),
             self_preservation: None,
@@ -264,7 +305,8 @@ mod tests {
         assert!(page.contains("usher_operation_remaining_teams{kind=\"drain\"} 0\n"));
         assert!(!page.contains("usher_node_teams{"));
         for line in [
-            "usher_imbalance_ratio 1.5",
+            "usher_imbalance_ratio{of=\"teams\"} 1",
+            "usher_imbalance_ratio{of=\"connections\"} 1.5",
             "usher_self_preservation 1",
             "usher_term 3",
             "usher_teams 7",

@@ -102,7 +102,10 @@ impl Denied {
             Self::Refused(refusal) => {
                 let status = match refusal {
                     Refusal::UnknownTeam(_) | Refusal::UnknownNode(_) => 404,
-                    Refusal::NoNode { .. } | Refusal::Pinned { .. } | Refusal::TooManyTeams { .. } => 503,
+                    Refusal::NoNode { .. }
+                    | Refusal::NodeFull { .. }
+                    | Refusal::Pinned { .. }
+                    | Refusal::TooManyTeams { .. } => 503,
                     Refusal::WouldNotFit { .. } | Refusal::PinnedHere { .. } | Refusal::WrongState { .. } => {
                         409
                     }

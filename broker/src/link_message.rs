@@ -8,6 +8,8 @@ use usher_shared::link::{MAX_LIST, ToBroker};
 const MAX_IDLE: usize = 256;
 /// As documented for [`usher_shared::link::Heartbeat::hot_teams`].
 const MAX_HOT: usize = 16;
+/// As documented for [`usher_shared::link::Heartbeat::large_teams`].
+const MAX_LARGE: usize = 16;
 
 /// The most characters of a node's words in a line of the log.
 const MAX_LOGGED: usize = 256;
@@ -51,6 +53,7 @@ pub(crate) fn event_of(link: LinkId, message: ToBroker) -> Result<Option<Event>,
         ToBroker::Heartbeat(heartbeat) => {
             bounded(heartbeat.idle_teams.len(), MAX_IDLE)?;
             bounded(heartbeat.hot_teams.len(), MAX_HOT)?;
+            bounded(heartbeat.large_teams.len(), MAX_LARGE)?;
             Event::Heartbeat {
                 link,
                 heartbeat,

@@ -6,7 +6,7 @@ use metrics::{
 };
 use std::time::Duration;
 use usher_placement::{Notice, Pace, Preservation, TrustChange};
-use usher_shared::rest::{Cause, ProbeState};
+use usher_shared::rest::{Cause, Gate, ProbeState};
 
 use crate::link_message::for_log;
 
@@ -36,24 +36,26 @@ pub(crate) const URLS_SHARED: &str = "usher_node_urls_shared_total";
 pub(crate) const SELF_PRESERVATION: &str = "usher_self_preservation_changes_total";
 pub(crate) const DELIVERIES_MISSED: &str = "usher_move_deliveries_missed_total";
 
-const CAUSES: [Cause; 7] = [
+const CAUSES: [Cause; 8] = [
     Cause::Connect,
     Cause::Put,
     Cause::Failover,
     Cause::Drain,
     Cause::Shed,
     Cause::Knock,
+    Cause::Full,
     Cause::Adopted,
 ];
 
 /// Every code that a client can be refused with, and one for what a later version adds.
-const REFUSALS: [&str; 14] = [
+const REFUSALS: [&str; 15] = [
     "bad_query",
     "bad_team",
     "bad_upgrade",
     "busy",
     "foreign_origin",
     "no_node",
+    "node_full",
     "other",
     "pinned",
     "query_too_long",
@@ -120,7 +122,7 @@ pub(crate) fn describe() {
     describe_counter!(
         ASSIGNMENTS,
         Unit::Count,
-        "Teams given an owner, by what for, and by `score` or the last resort that let the node in"
+        "Teams given an owner, by what for, and by `score` or what strained the node"
     );
     describe_histogram!(
         ASSIGN_DURATION,
@@ -229,12 +231,12 @@ fn register() {
         counter!(ASSIGNMENTS, "cause" => cause.as_str(), "reason" => "score").increment(0);
         counter!(UNPLACED, "cause" => cause.as_str()).increment(0);
     }
-    for cause in [Cause::Drain, Cause::Shed, Cause::Failover] {
+    for cause in [Cause::Drain, Cause::Shed, Cause::Failover, Cause::Full] {
         for outcome in ["arrived", "empty", "timed_out", "undone", "failed"] {
             counter!(MOVES, "cause" => cause.as_str(), "outcome" => outcome).increment(0);
         }
     }
-    for kind in ["drain", "shed", "failover"] {
+    for kind in ["drain", "shed", "failover", "relief"] {
         for step in ["began", "ended", "waited"] {
             counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
         }
@@ -317,7 +319,7 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             cause,
             last_resort,
         } => {
-            let reason = last_resort.map_or("score", gate_name);
+            let reason = last_resort.map_or("score", Gate::as_str);
             counter!(ASSIGNMENTS, "cause" => cause.as_str(), "reason" => reason).increment(1);
             tracing::debug!(%team, %node, %epoch, cause = cause.as_str(), reason, "team assigned");
         }
@@ -437,6 +439,28 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
                  put {{node}} into it"
             );
         }
+        Notice::Full {
+            node,
+            by: Some(gate),
+            connections,
+        } => tracing::warn!(
+            %node,
+            by = gate.as_str(),
+            connections,
+            "node is full; teams that clients ask for move to others"
+        ),
+        Notice::Full {
+            node,
+            by: None,
+            connections,
+        } => {
+            tracing::info!(%node, connections, "node has room for connections again");
+        }
+        Notice::Strained { node, by: Some(gate) } => {
+            let by = gate.as_str();
+            tracing::warn!(%node, by, "node is strained; new teams go elsewhere while others are less busy");
+        }
+        Notice::Strained { node, by: None } => tracing::info!(%node, "node is strained no more"),
         Notice::BadMessage { node, detail } => {
             counter!(BAD_MESSAGES, "what" => "order").increment(1);
             tracing::warn!(%node, detail, "bad message");
@@ -489,19 +513,5 @@ fn note_trust(node: &usher_shared::id::NodeId, change: &TrustChange) {
             again_in_ms = for_ms,
             "this node dies again and again: new teams go elsewhere for a while"
         ),
-    }
-}
-
-/// The gate's word in JSON, which is what operators know it by.
-fn gate_name(gate: usher_shared::rest::Gate) -> &'static str {
-    use usher_shared::rest::Gate;
-    match gate {
-        Gate::Young => "young",
-        Gate::CpuCeiling => "cpu_ceiling",
-        Gate::Pressure => "pressure",
-        Gate::Unreachable => "unreachable",
-        Gate::Crashing => "crashing",
-        // Only those above are last resorts.
-        _ => "other",
     }
 }

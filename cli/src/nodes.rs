@@ -16,7 +16,8 @@ use crate::table::{self, Column, NONE, bytes, cores, ppm};
 #[derive(Args)]
 #[command(
     after_help = "BUSY is the score: the node with the lowest gets the next team. CPU is the moving\n\
-    average in cores, of the cores the node may use.\n\n\
+    average in cores, of the cores the node may use. OF LIMIT is how much of the memory of its container,\n\
+    or of its machine, is in use.\n\n\
     Examples:\n  usher nodes\n  usher nodes node-1\n  usher nodes --json | jq '.nodes[].score'"
 )]
 pub(crate) struct NodesArgs {
@@ -58,7 +59,7 @@ pub(crate) async fn run(args: NodesArgs) -> Result<ExitCode, Failure> {
 }
 
 fn render(view: &NodesView) -> String {
-    const COLUMNS: [Column; 10] = [
+    const COLUMNS: [Column; 11] = [
         Column::Text("NODE"),
         Column::Text("STATE"),
         Column::Number("TEAMS"),
@@ -66,6 +67,7 @@ fn render(view: &NodesView) -> String {
         Column::Number("BUSY"),
         Column::Number("CPU"),
         Column::Number("MEMORY"),
+        Column::Number("OF LIMIT"),
         Column::Number("HEARD"),
         Column::Text("KEEPS NEW TEAMS AWAY"),
         Column::Text("URL"),
@@ -79,6 +81,7 @@ fn render(view: &NodesView) -> String {
             ppm(node.score.busy_ppm),
             format!("{}/{}", cores(node.cpu_average), cores(node.cores)),
             bytes(node.memory_bytes),
+            of_limit(node),
             for_people(node.heartbeat_age_ms),
             gates(&node.gates),
             node.url.clone(),
@@ -147,6 +150,14 @@ fn probe(node: &NodeView) -> Option<String> {
     ))
 }
 
+/// How far the memory that it shares with others is used up.
+fn of_limit(node: &NodeView) -> String {
+    node.memory.map_or(NONE.to_owned(), |memory| {
+        let percent = memory.used_bytes.saturating_mul(100) / memory.limit_bytes.max(1);
+        format!("{percent} %")
+    })
+}
+
 fn gates(gates: &[Gate]) -> String {
     if gates.is_empty() {
         return NONE.to_owned();
@@ -170,9 +181,10 @@ pub(crate) const fn words(gate: Gate) -> &'static str {
         Gate::Labels => "lacks a label",
         Gate::Pin => "team is pinned elsewhere",
         Gate::Leaving => "the team leaves it",
-        Gate::Young => "young, had twice its share",
+        Gate::Room => "lacks room for the team",
+        Gate::Young => "back lately, had its share",
         Gate::CpuCeiling => "CPU over the ceiling",
-        Gate::Pressure => "machine under pressure",
+        Gate::Pressure => "machine or container under pressure",
         Gate::Unreachable => "no client gets there",
         Gate::Crashing => "dies again and again",
     }
@@ -183,7 +195,7 @@ pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use usher_shared::id::Incarnation;
-    use usher_shared::link::Capacity;
+    use usher_shared::link::{Capacity, Memory};
     use usher_shared::quantity::{Millicores, Weight};
     use usher_shared::rest::{NodeState, ScoreView};
 
@@ -192,8 +204,12 @@ pub(crate) mod tests {
             node: name.parse().unwrap(),
             busy_ppm: teams_ppm + cpu_ppm,
             teams_ppm,
+            connections_ppm: 0,
             cpu_ppm,
+            strain_ppm: 0,
             teams,
+            connections: 2 * teams,
+            connections_pending: 0,
             cpu_average: Millicores::clamped(120),
             cpu_pending: Millicores::clamped(10),
             last_resort: None,
@@ -221,6 +237,10 @@ pub(crate) mod tests {
             cpu_now: Millicores::clamped(0),
             cpu_average: Millicores::clamped(120),
             memory_bytes: 41_943_040,
+            memory: Some(Memory {
+                used_bytes: 60 << 20,
+                limit_bytes: 200 << 20,
+            }),
             score: score(name, 480_000, 60_000, teams),
             gates: Vec::new(),
             heartbeat_age_ms: 412,
@@ -261,9 +281,9 @@ pub(crate) mod tests {
         };
         assert_eq!(
             render(&view),
-            "NODE    STATE               TEAMS  CONNECTIONS  BUSY        CPU  MEMORY   HEARD  KEEPS NEW TEAMS AWAY                  URL\n\
-             node-1  ready                 120          240  0.54  0.12/2.00   41 MB  412 ms  -                                     ws://127.0.0.1:7410/node-1\n\
-             node-2  draining (drain-1)      9           18  0.54  0.12/2.00   41 MB  412 ms  draining, young, had twice its share  ws://127.0.0.1:7410/node-2\n"
+            "NODE    STATE               TEAMS  CONNECTIONS  BUSY        CPU  MEMORY  OF LIMIT   HEARD  KEEPS NEW TEAMS AWAY                  URL\n\
+             node-1  ready                 120          240  0.54  0.12/2.00   41 MB      30 %  412 ms  -                                     ws://127.0.0.1:7410/node-1\n\
+             node-2  draining (drain-1)      9           18  0.54  0.12/2.00   41 MB      30 %  412 ms  draining, back lately, had its share  ws://127.0.0.1:7410/node-2\n"
         );
     }
 }

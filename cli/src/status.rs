@@ -13,7 +13,7 @@ use crate::table::ppm;
 
 /// The broker at a glance: its state, nodes, teams, connections
 #[derive(Args)]
-#[command(after_help = "Examples:\n  usher status\n  usher status --json | jq .imbalance_ppm")]
+#[command(after_help = "Examples:\n  usher status\n  usher status --json | jq .imbalance")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     ask: AskArgs,
@@ -70,12 +70,14 @@ fn render(status: &StatusView) -> String {
          nodes        {nodes}\n\
          teams        {}{unplaced}\n\
          connections  {}\n\
-         imbalance    {} (busiest node's team load over the mean; 1.00 is even)\n\
+         imbalance    teams {}, connections {}, CPU {} (busiest node over the mean; 1.00 is even)\n\
          operations   {} running\n\
          {refused}up           {}, version {}, term {}, cluster {}\n",
         status.teams,
         status.connections,
-        ppm(status.imbalance_ppm),
+        ppm(status.imbalance.teams_ppm),
+        ppm(status.imbalance.connections_ppm),
+        ppm(status.imbalance.cpu_ppm),
         status.operations_running,
         for_people(status.uptime_ms),
         status.version,
@@ -106,7 +108,7 @@ fn refused(links: &BTreeMap<String, u64>) -> String {
 mod tests {
     use super::*;
     use usher_shared::quantity::Term;
-    use usher_shared::rest::NodeState;
+    use usher_shared::rest::{Imbalance, NodeState};
 
     #[test]
     fn a_status_reads_at_a_glance() {
@@ -121,7 +123,12 @@ mod tests {
             teams: 300,
             teams_unplaced: 2,
             connections: 600,
-            imbalance_ppm: 1_020_000,
+            imbalance_ppm: 1_500_000,
+            imbalance: Imbalance {
+                teams_ppm: 1_020_000,
+                connections_ppm: 1_500_000,
+                cpu_ppm: 1_000_000,
+            },
             operations_running: 1,
             links_refused: BTreeMap::new(),
             self_preservation: None,
@@ -136,7 +143,7 @@ mod tests {
              nodes        2 ready, 1 dead\n\
              teams        300, 2 of them without a node that may take them\n\
              connections  600\n\
-             imbalance    1.02 (busiest node's team load over the mean; 1.00 is even)\n\
+             imbalance    teams 1.02, connections 1.50, CPU 1.00 (busiest node over the mean; 1.00 is even)\n\
              operations   1 running\n\
              up           61 s, version 0.1.0, term 3, cluster 0000000000000000000000000000000a\n"
         );

@@ -86,6 +86,7 @@ fn cause(decision: &DecisionView) -> String {
         Cause::Drain => from("is being emptied"),
         Cause::Shed => from("gives teams away"),
         Cause::Knock => from("was silent or out of reach and a client asked again"),
+        Cause::Full => from("was full of connections"),
         Cause::Adopted => "the node itself reported it".to_owned(),
     }
 }
@@ -99,11 +100,12 @@ fn step(decision: &DecisionView) -> String {
 }
 
 fn scores(decision: &DecisionView) -> String {
-    const COLUMNS: [Column; 8] = [
+    const COLUMNS: [Column; 9] = [
         Column::Text("  "),
         Column::Text("NODE"),
         Column::Number("BUSY"),
         Column::Number("TEAMS' PART"),
+        Column::Number("CONNECTIONS' PART"),
         Column::Number("CPU'S PART"),
         Column::Number("TEAMS"),
         Column::Number("CPU"),
@@ -112,7 +114,7 @@ fn scores(decision: &DecisionView) -> String {
     if decision.best.is_empty() {
         return String::new();
     }
-    let last_resort = decision.best.iter().any(|score| score.last_resort.is_some());
+    let strained = decision.best.iter().any(|score| score.strain_ppm > 0);
     let rows = decision.best.iter().map(|score| {
         let chosen = if decision.node.as_ref() == Some(&score.node) {
             "->"
@@ -124,19 +126,22 @@ fn scores(decision: &DecisionView) -> String {
             score.node.to_string(),
             ppm(score.busy_ppm),
             ppm(score.teams_ppm),
+            ppm(score.connections_ppm),
             ppm(score.cpu_ppm),
             score.teams.to_string(),
             cores(score.cpu_average),
             cores(score.cpu_pending),
         ];
-        if last_resort {
+        if strained {
+            row.push(ppm(score.strain_ppm));
             row.push(score.last_resort.map_or(NONE, words).to_owned());
         }
         row
     });
     let mut columns = COLUMNS.to_vec();
-    if last_resort {
-        columns.push(Column::Text("LAST RESORT"));
+    if strained {
+        columns.push(Column::Number("STRAIN'S PART"));
+        columns.push(Column::Text("STRAINED BY"));
     }
     format!("\n{}", table::render(&columns, rows))
 }
@@ -206,9 +211,9 @@ mod tests {
         assert_eq!(
             render(&why),
             "T1 is on node-2 (epoch 17) since 3.2 s ago: node-1 is being emptied.\n\
-             \n    NODE    BUSY  TEAMS' PART  CPU'S PART  TEAMS   CPU  CPU ON ITS WAY\n\
-             ->  node-2  0.31         0.20        0.11     12  0.12            0.01\n    \
-             node-3  0.72         0.23        0.49     13  0.12            0.01\n\
+             \n    NODE    BUSY  TEAMS' PART  CONNECTIONS' PART  CPU'S PART  TEAMS   CPU  CPU ON ITS WAY\n\
+             ->  node-2  0.31         0.20               0.00        0.11     12  0.12            0.01\n    \
+             node-3  0.72         0.23               0.00        0.49     13  0.12            0.01\n\
              \n5 nodes looked at, 3 kept out: 1 draining; 2 silent.\n  node-1: draining\n  node-4: silent\n  and 1 more\n\
              \nBefore that:\n  3 min ago  to node-1 (epoch 17): its first client connected\n"
         );

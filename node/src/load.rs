@@ -2,10 +2,11 @@
 
 mod cgroup;
 mod machine;
+mod memory;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use usher_shared::link::{Descriptors, Health};
+use usher_shared::link::{Descriptors, Health, Memory};
 use usher_shared::quantity::Millicores;
 
 use cgroup::Quota;
@@ -16,9 +17,21 @@ pub(crate) const EVERY: Duration = Duration::from_secs(1);
 /// After this time an old sample counts half.
 pub(crate) const HALF_LIFE: Duration = Duration::from_secs(15);
 /// A machine busier than this is under pressure, whoever keeps it busy.
-const PRESSURE_CPU_PERCENT: f64 = 95.0;
-/// A machine with less memory left than this is under pressure.
-const PRESSURE_MEMORY_PERCENT: u64 = 3;
+const MACHINE_CPU: Threshold = Threshold {
+    begins: 950,
+    ends: 900,
+};
+/// A machine with less than 3 % of its memory left is under pressure, and no more once it has 5 %.
+const MACHINE_MEMORY: Threshold = Threshold {
+    begins: 971,
+    ends: 950,
+};
+/// A container is killed at its limit, and each connection may ask for megabytes at once, so it has to leave
+/// more.
+const CONTAINER_MEMORY: Threshold = Threshold {
+    begins: 850,
+    ends: 800,
+};
 
 /// One sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +39,49 @@ pub(crate) struct Reading {
     pub(crate) cpu_now: Millicores,
     pub(crate) cpu_average: Millicores,
     pub(crate) memory_bytes: u64,
+    /// Of those that bind the node, the memory nearest to its limit.
+    pub(crate) memory: Option<Memory>,
     pub(crate) fds: Descriptors,
-    pub(crate) health: Health,
+    pub(crate) pressure: Option<Pressure>,
+}
+
+/// What the node's machine or container is short of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pressure {
+    ContainerMemory,
+    MachineMemory,
+    MachineCpu,
+}
+
+impl Reading {
+    pub(crate) fn health(&self) -> Health {
+        self.pressure.map_or(Health::Good, |_| Health::Pressure)
+    }
+}
+
+impl Pressure {
+    /// In the words of the log.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::ContainerMemory => "the container is near the limit of its memory",
+            Self::MachineMemory => "the machine is near the end of its memory",
+            Self::MachineCpu => "the machine's CPUs are all busy",
+        }
+    }
+}
+
+/// Where pressure begins and where it ends, in thousandths of what there is: apart, so that it does not
+/// come and go with each sample.
+#[derive(Clone, Copy, Debug)]
+struct Threshold {
+    begins: u64,
+    ends: u64,
+}
+
+impl Threshold {
+    fn is_passed(self, before: bool, per_mille: u64) -> bool {
+        per_mille >= if before { self.ends } else { self.begins }
+    }
 }
 
 /// A moving average given by its half-life, so that an irregular sample means the same as a regular
@@ -67,6 +121,8 @@ pub(crate) struct Sampler {
     average: MovingAverage,
     machine: Option<machine::Ticks>,
     machine_average: MovingAverage,
+    /// What the last sample found: container's memory, machine's memory, machine's CPU.
+    short_of: [bool; 3],
 }
 
 /// Where the node's CPU time is read.
@@ -96,6 +152,7 @@ impl Sampler {
             average: MovingAverage::new(HALF_LIFE),
             machine: None,
             machine_average: MovingAverage::new(HALF_LIFE),
+            short_of: [false; 3],
         }
     }
 
@@ -126,24 +183,40 @@ impl Sampler {
             reading.cpu_now = now;
             reading.cpu_average = rounded(average);
         }
-        reading.health = self.health(dt);
+        self.look_around(dt, &mut reading);
         reading
     }
 
-    fn health(&mut self, dt: Duration) -> Health {
+    /// What the process shares with others: the machine's CPU, and the memory of both machine and container.
+    fn look_around(&mut self, dt: Duration, reading: &mut Reading) {
         let ticks = machine::Ticks::read(&self.root);
         let before = std::mem::replace(&mut self.machine, ticks);
         let busy = before
             .zip(ticks)
             .and_then(|(before, now)| now.busy_percent(before));
-        let busy = busy.map(|busy| self.machine_average.add(busy, dt));
-        let starved = machine::memory(&self.root)
-            .is_some_and(|memory| memory.available * 100 < memory.total * PRESSURE_MEMORY_PERCENT);
-        if starved || busy.is_some_and(|busy| busy > PRESSURE_CPU_PERCENT) {
-            Health::Pressure
-        } else {
-            Health::Good
-        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // From 0 to 1,000.
+        let busy = busy.map_or(0, |busy| (self.machine_average.add(busy, dt) * 10.0) as u64);
+        let (container, whole) = (memory::of_container(&self.root), memory::of_machine(&self.root));
+        let used = |memory: Option<Memory>| memory.map_or(0, memory::per_mille);
+        let [in_container, of_machine, of_cpu] = self.short_of;
+        self.short_of = [
+            CONTAINER_MEMORY.is_passed(in_container, used(container)),
+            MACHINE_MEMORY.is_passed(of_machine, used(whole)),
+            MACHINE_CPU.is_passed(of_cpu, busy),
+        ];
+        reading.memory = container
+            .into_iter()
+            .chain(whole)
+            .max_by_key(|memory| memory::per_mille(*memory));
+        let names = [
+            Pressure::ContainerMemory,
+            Pressure::MachineMemory,
+            Pressure::MachineCpu,
+        ];
+        reading.pressure = names
+            .into_iter()
+            .zip(self.short_of)
+            .find_map(|(pressure, is_short)| is_short.then_some(pressure));
     }
 }
 

@@ -1,12 +1,14 @@
 //! What the broker's messages do to the floor.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::atomic::Ordering;
 use tokio_tungstenite::tungstenite::Message;
 use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::TeamId;
 use usher_shared::link::{
-    Clients, EndedBy, Heartbeat, HotTeam, Inventory, MAX_LIST, ToBroker, ToNode, Welcome,
+    Clients, EndedBy, Heartbeat, HotTeam, Inventory, LargeTeam, MAX_LIST, ToBroker, ToNode, Welcome,
 };
 use usher_shared::quantity::Timestamp;
 use usher_shared::way::{LocationForm, split_scheme};
@@ -21,6 +23,8 @@ use crate::send_back::Target;
 
 /// The most entries of `idle_teams` in a heartbeat.
 const MAX_IDLE: usize = 256;
+/// The most entries of `large_teams` in a heartbeat.
+const MAX_LARGE: usize = 16;
 /// The most entries of `hot_teams` in a heartbeat.
 const MAX_HOT: usize = 16;
 /// Clients of a team that is elsewhere come back within this time, not all at once.
@@ -201,6 +205,7 @@ impl Floor {
         let now = boottime();
         state.mandate.sent(seq, now);
         let forget_ms = state.broker.as_ref().map_or(u64::MAX, |broker| broker.forget_ms);
+        let (hot_teams, large_teams) = notable_teams(&state, since_last);
         ToBroker::Heartbeat(Box::new(Heartbeat {
             seq,
             boot_ms: now.as_millis(),
@@ -208,12 +213,14 @@ impl Floor {
             cpu_now: load.cpu_now,
             cpu_average: load.cpu_average,
             memory_bytes: load.memory_bytes,
+            memory: load.memory,
             connections: state.connections,
             teams: u32::try_from(state.mandate.holdings.held()).unwrap_or(u32::MAX),
             fds: load.fds,
-            health: load.health,
+            health: load.health(),
             idle_teams: state.mandate.holdings.idle(now, forget_ms, MAX_IDLE),
-            hot_teams: hot_teams(&state, since_last),
+            hot_teams,
+            large_teams,
             clients: Some(self.clients(now)),
         }))
     }
@@ -259,24 +266,70 @@ fn pages(held: Vec<usher_shared::link::Held>) -> Vec<ToBroker> {
     }
 }
 
-fn hot_teams(state: &State, since_last: std::time::Duration) -> Vec<HotTeam> {
+/// The busiest teams and the largest ones.
+fn notable_teams(state: &State, since_last: std::time::Duration) -> (Vec<HotTeam>, Vec<LargeTeam>) {
     let window_ms = u64::try_from(since_last.as_millis()).unwrap_or(u64::MAX).max(1);
-    let mut busy: Vec<(u64, u32, &TeamId)> = Vec::new();
+    let (mut busy, mut large) = (Top::new(MAX_HOT), Top::new(MAX_LARGE));
     for roster in state.rosters.values() {
         let (connections, frames) = roster.activity();
+        let connections = u32::try_from(connections).unwrap_or(u32::MAX);
         let frames_per_s = u64::from(frames) * 1000 / window_ms;
         if frames_per_s > 0 {
-            let connections = u32::try_from(connections).unwrap_or(u32::MAX);
-            busy.push((frames_per_s, connections, &roster.team));
+            busy.put((frames_per_s, connections, &roster.team));
         }
+        large.put((connections, &roster.team));
     }
-    busy.sort_unstable_by(|one, other| other.cmp(one));
-    let hottest = busy.into_iter().take(MAX_HOT);
-    hottest
+    let hot_teams = busy
+        .into_sorted()
         .map(|(frames_per_s, connections, team)| HotTeam {
             team: team.clone(),
             connections,
             frames_per_s: u32::try_from(frames_per_s).unwrap_or(u32::MAX),
-        })
-        .collect()
+        });
+    let large_teams = large.into_sorted().map(|(connections, team)| LargeTeam {
+        team: team.clone(),
+        connections,
+    });
+    (hot_teams.collect(), large_teams.collect())
+}
+
+/// The greatest of many, without keeping the others.
+struct Top<T> {
+    most: usize,
+    kept: BinaryHeap<Reverse<T>>,
+}
+
+impl<T: Ord> Top<T> {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            kept: BinaryHeap::with_capacity(most + 1),
+        }
+    }
+
+    fn put(&mut self, one: T) {
+        self.kept.push(Reverse(one));
+        if self.kept.len() > self.most {
+            self.kept.pop();
+        }
+    }
+
+    /// Greatest first.
+    fn into_sorted(self) -> impl Iterator<Item = T> {
+        self.kept.into_sorted_vec().into_iter().map(|Reverse(one)| one)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greatest_come_first_and_no_more_of_them_than_asked_for() {
+        let mut top = Top::new(3);
+        for number in [4, 1, 9, 7, 2] {
+            top.put(number);
+        }
+        assert_eq!(top.into_sorted().collect::<Vec<_>>(), [9, 7, 4]);
+    }
 }

@@ -29,7 +29,7 @@ use crate::doors::{Doors, admin, probed};
 use crate::floor::{Floor, jitter, replaced_goodbye};
 use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
-use crate::load::{EVERY, Sampler};
+use crate::load::{EVERY, Reading, Sampler};
 use crate::mandate::Link;
 use crate::name_lock::{NameLock, NameLockError};
 use crate::outage::watch;
@@ -501,14 +501,33 @@ async fn sample(floor: Arc<Floor>, mut sampler: Sampler) {
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = Instant::now();
+    let mut pressure = None;
     loop {
         every.tick().await;
         let now = Instant::now();
         let reading = sampler.sample(now.duration_since(last));
+        if reading.pressure != pressure {
+            pressure = reading.pressure;
+            tell_pressure(&reading);
+        }
         last = now;
         floor.figures.cpu_now.set(reading.cpu_now.get());
         floor.figures.cpu_average.set(reading.cpu_average.get());
         *floor.load.lock() = reading;
+    }
+}
+
+fn tell_pressure(reading: &Reading) {
+    let used_percent = reading
+        .memory
+        .map(|memory| memory.used_bytes.saturating_mul(100) / memory.limit_bytes.max(1));
+    match reading.pressure {
+        Some(pressure) => tracing::warn!(
+            used_percent,
+            "under pressure, and the broker is told to send new teams elsewhere: {}",
+            pressure.words()
+        ),
+        None => tracing::info!(used_percent, "no longer under pressure"),
     }
 }
 

@@ -232,6 +232,9 @@ pub struct Heartbeat {
     pub cpu_average: Millicores,
     /// Resident memory of the process.
     pub memory_bytes: u64,
+    /// The memory that it shares with others, where that has a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// Open connections.
     pub connections: u32,
     /// Teams held.
@@ -249,6 +252,9 @@ pub struct Heartbeat {
     /// What it saw of its clients; a node that does not say is judged by `connections` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<Clients>,
+    /// The teams with the most connections here; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub large_teams: Vec<LargeTeam>,
 }
 
 /// What a node saw of its clients: whether they get to it.
@@ -261,6 +267,15 @@ pub struct Clients {
     pub heard_ms: Option<u64>,
     /// How often an idle connection is pinged, in milliseconds.
     pub ping_ms: u64,
+}
+
+/// Memory of a container or a machine: of those that bind a node, the one nearest to its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// In use, without what the kernel can take back at once.
+    pub used_bytes: u64,
+    /// What there is.
+    pub limit_bytes: u64,
 }
 
 /// File descriptors of a process.
@@ -292,6 +307,15 @@ pub struct HotTeam {
     pub connections: u32,
     /// Its frames a second, both directions.
     pub frames_per_s: u32,
+}
+
+/// A team with many connections: how much a node must have room for to take it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeTeam {
+    /// The team.
+    pub team: TeamId,
+    /// Its connections here.
+    pub connections: u32,
 }
 
 /// A team under an epoch.

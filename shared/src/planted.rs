@@ -104,6 +104,12 @@ pub enum Bug {
     CrashesForgotten,
     /// Self-preservation lasts as long as the silence.
     PreservationNeverEnds,
+    /// A full node takes new teams.
+    FullNodesChosen,
+    /// A full node keeps its teams, and their clients are refused.
+    FullNodeKeepsTeams,
+    /// Connections are no part of how busy a node is.
+    ConnectionsNotCounted,
     /// With an old store any claim is adopted under its own epoch, also one that was surpassed since.
     OldClaimAdopted,
     /// A second process of a name is taken as proof that the first is dead.
@@ -116,7 +122,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 50] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -160,6 +166,9 @@ impl Bug {
         Self::KnockAtReadyIgnored,
         Self::CrashesForgotten,
         Self::PreservationNeverEnds,
+        Self::FullNodesChosen,
+        Self::FullNodeKeepsTeams,
+        Self::ConnectionsNotCounted,
         Self::OldClaimAdopted,
         Self::NewIncarnationIsProof,
         Self::NamesakeAnswers,

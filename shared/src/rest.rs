@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::id::{BrokerId, ClusterId, ConnectionId, Incarnation, Label, NodeId, OperationId, TeamId};
-use crate::link::Capacity;
+use crate::link::{Capacity, Memory};
 use crate::quantity::{Epoch, Millicores, Term, Weight};
 
 /// A failure, as `application/problem+json` (RFC 9457).
@@ -237,6 +237,8 @@ pub enum Cause {
     Shed,
     /// Its node went silent, or nobody gets there, and its client came back to the broker.
     Knock,
+    /// Its node was full of connections and a client asked for it, or for a team beside it.
+    Full,
     /// A node reported it and the store knew nothing of it.
     Adopted,
 }
@@ -252,6 +254,7 @@ impl Cause {
             Self::Drain => "drain",
             Self::Shed => "shed",
             Self::Knock => "knock",
+            Self::Full => "full",
             Self::Adopted => "adopted",
         }
     }
@@ -285,11 +288,15 @@ pub enum Gate {
     Pin,
     /// It is the node that the team must leave.
     Leaving,
-    /// It is new and has had twice its share. Chosen all the same when nothing else is left.
+    /// It lacks room for the connections that the team has. Chosen all the same when nothing else is left,
+    /// unless the team leaves a full node.
+    Room,
+    /// It joined or was let in again lately and has had twice what the others got. Chosen all the same
+    /// when nothing else is left.
     Young,
-    /// Its CPU is above the ceiling. Chosen all the same when nothing else is left.
+    /// Its CPU is above the ceiling: it counts as busier than it is, the more the longer.
     CpuCeiling,
-    /// It says that its machine is under pressure. Chosen all the same when nothing else is left.
+    /// It says that its machine or container is short of CPU or memory: as above.
     Pressure,
     /// Clients were sent there and nobody got through. Chosen all the same when nothing else is left.
     Unreachable,
@@ -297,24 +304,63 @@ pub enum Gate {
     Crashing,
 }
 
+impl Gate {
+    /// The word used in JSON and as a metric's label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotReady => "not_ready",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+            Self::Silent => "silent",
+            Self::FullTeams => "full_teams",
+            Self::FullConnections => "full_connections",
+            Self::Descriptors => "descriptors",
+            Self::Clock => "clock",
+            Self::Region => "region",
+            Self::Labels => "labels",
+            Self::Pin => "pin",
+            Self::Leaving => "leaving",
+            Self::Room => "room",
+            Self::Young => "young",
+            Self::CpuCeiling => "cpu_ceiling",
+            Self::Pressure => "pressure",
+            Self::Unreachable => "unreachable",
+            Self::Crashing => "crashing",
+        }
+    }
+}
+
 /// What a node scored. Lower is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScoreView {
     /// The node.
     pub node: NodeId,
-    /// How busy: parts per million, the sum of the two next.
+    /// How busy: parts per million, the sum of the four next.
     pub busy_ppm: u64,
     /// The part that its teams make.
     pub teams_ppm: u64,
+    /// The part that its connections make, those on their way included.
+    #[serde(default)]
+    pub connections_ppm: u64,
     /// The part that its CPU makes, what is on its way included.
     pub cpu_ppm: u64,
+    /// What is added while it is strained, and for some time after.
+    #[serde(default)]
+    pub strain_ppm: u64,
     /// Its teams, those on their way included.
     pub teams: u32,
+    /// The connections that it reported.
+    #[serde(default)]
+    pub connections: u32,
+    /// Connections of teams that are on their way.
+    #[serde(default)]
+    pub connections_pending: u32,
     /// The moving average of its CPU.
     pub cpu_average: Millicores,
     /// CPU of teams that are on their way.
     pub cpu_pending: Millicores,
-    /// Set when only a last resort let it in.
+    /// What strains it: then it is chosen only when the others are much busier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_resort: Option<Gate>,
 }
@@ -354,6 +400,9 @@ pub struct NodeView {
     pub cpu_average: Millicores,
     /// Resident memory it reported.
     pub memory_bytes: u64,
+    /// The memory of its container, or of its machine: whichever is nearer to its limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// What it scores now.
     pub score: ScoreView,
     /// What keeps new teams away.
@@ -622,6 +671,8 @@ pub enum OperationKind {
     Shed,
     /// A node died.
     Failover,
+    /// Teams leave a node that is full of connections, because their clients ask, or to make room.
+    Relief,
 }
 
 impl OperationKind {
@@ -632,6 +683,7 @@ impl OperationKind {
             Self::Drain => "drain",
             Self::Shed => "shed",
             Self::Failover => "failover",
+            Self::Relief => "relief",
         }
     }
 }
@@ -678,8 +730,11 @@ pub struct StatusView {
     pub teams_unplaced: u64,
     /// Connections that nodes reported.
     pub connections: u64,
-    /// The busiest node's team load over the mean of the ready ones, in parts per million; 1,000,000 is even.
+    /// The largest of the next: 1,000,000 is even.
     pub imbalance_ppm: u64,
+    /// How uneven the ready nodes are.
+    #[serde(default)]
+    pub imbalance: Imbalance,
     /// Operations that are going on.
     pub operations_running: u32,
     /// Links of nodes refused in the last minute or two, by code.
@@ -701,6 +756,37 @@ pub struct SelfPreservationView {
     pub since_ms: u64,
     /// In how many milliseconds it ends by itself, and the silent nodes' teams move.
     pub ends_in_ms: u64,
+}
+
+/// The busiest ready node over the mean of the ready ones, for each of what the score counts, in parts per
+/// million; 1,000,000 is even. Below a small mean (10 teams, 50 connections, a tenth of the CPU) differences
+/// count for less: they say nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imbalance {
+    /// Of the weights of teams.
+    pub teams_ppm: u64,
+    /// Of connections.
+    pub connections_ppm: u64,
+    /// Of CPU.
+    pub cpu_ppm: u64,
+}
+
+impl Default for Imbalance {
+    fn default() -> Self {
+        Self {
+            teams_ppm: 1_000_000,
+            connections_ppm: 1_000_000,
+            cpu_ppm: 1_000_000,
+        }
+    }
+}
+
+impl Imbalance {
+    /// The largest of the three.
+    #[must_use]
+    pub fn most(&self) -> u64 {
+        self.teams_ppm.max(self.connections_ppm).max(self.cpu_ppm)
+    }
 }
 
 /// Whether the broker moves teams freely.

@@ -14,7 +14,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// States that are reached seldom, and that prove nothing while no seed comes to them.
-const RARE: [&str; 44] = [
+const RARE: [&str; 45] = [
     "a copy arrived late",
     "a restored broker was started once more",
     "a stale write was refused downstream",
@@ -48,6 +48,7 @@ const RARE: [&str; 44] = [
     "moved for a knock",
     "moved for a knock in self-preservation",
     "move undone",
+    "moved off a full node",
     "own pause noticed",
     "resume used",
     "self-preservation entered",

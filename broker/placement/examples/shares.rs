@@ -1,9 +1,11 @@
 //! What the shares of the score do: `cargo run --release -p usher-placement --example shares`.
 //!
-//! Six nodes of four cores get 2,000 teams, which come and go, under different shares of team load and CPU. Costs
-//! are even (every team 8 millicores) or skewed (one team in fifty costs 200, the others 4). In a burst a third
-//! of the teams comes within one second of an empty seventh node's arrival. Printed is the busiest node over the
-//! mean, for CPU and for teams, taken each second over the last half of the run: 1.00 is even.
+//! Six nodes of four cores get 600 teams, which come and go, under different shares of team load, connections and
+//! CPU. Teams are even (25 connections and 25 millicores each), or one in fifty is a room of 600 idle connections
+//! (25 millicores), or one in fifty is hot (10 connections and 600 millicores) and the others are small (10 and 10).
+//! In a burst a third of the teams comes within one second of an empty seventh node's arrival. Printed is the
+//! busiest node over the mean, for teams, connections and CPU, taken each second over the last half of the run:
+//! 1.00 is even.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../tests/world/mod.rs"]
@@ -16,13 +18,21 @@ use world::{World, node, team};
 
 const NODES: usize = 6;
 const CORES: u32 = 4_000;
-const SECONDS: u64 = 1_200;
-const TEAMS: usize = 2_000;
+const SECONDS: u64 = 600;
+const TEAMS: usize = 600;
 
 #[derive(Clone, Copy)]
 enum Costs {
     Even,
-    Skewed,
+    Rooms,
+    Hot,
+}
+
+/// What one team makes its node bear.
+#[derive(Clone, Copy)]
+struct Cost {
+    connections: u32,
+    cpu: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -47,7 +57,7 @@ impl Dice {
 struct Run {
     world: World,
     dice: Dice,
-    costs: BTreeMap<String, u32>,
+    costs: BTreeMap<String, Cost>,
     averages: BTreeMap<String, f64>,
     serial: usize,
 }
@@ -56,10 +66,13 @@ impl Run {
     fn place(&mut self, costs: Costs) {
         let name = format!("t{}", self.serial);
         self.serial += 1;
+        let of = |connections, cpu| Cost { connections, cpu };
+        let is_one_of_fifty = self.dice.next().is_multiple_of(50);
         let cost = match costs {
-            Costs::Even => 8,
-            Costs::Skewed if self.dice.next().is_multiple_of(50) => 200,
-            Costs::Skewed => 4,
+            Costs::Even => of(25, 25),
+            Costs::Rooms if is_one_of_fifty => of(600, 25),
+            Costs::Hot if is_one_of_fifty => of(10, 600),
+            Costs::Rooms | Costs::Hot => of(10, 10),
         };
         self.world.place(&name);
         self.costs.insert(name, cost);
@@ -78,38 +91,40 @@ impl Run {
     }
 
     /// One second: nodes take their average of what their teams really cost, and report it.
-    fn second(&mut self) -> (f64, f64) {
-        let mut real: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    fn second(&mut self) -> [f64; 3] {
+        let mut real: BTreeMap<String, [f64; 3]> = BTreeMap::new();
         for name in self.world.nodes.keys() {
-            real.insert(name.to_string(), (20.0, 0.0));
+            real.insert(name.to_string(), [0.0, 0.0, 20.0]);
         }
         for (name, cost) in &self.costs {
             let entry = real.get_mut(&self.world.owner(name).unwrap()).unwrap();
-            entry.0 += f64::from(*cost);
-            entry.1 += 1.0;
+            entry[0] += 1.0;
+            entry[1] += f64::from(cost.connections);
+            entry[2] += f64::from(cost.cpu);
         }
         let keep = (-1.0_f64 / 15.0).exp2();
-        for (name, (cpu, _)) in &real {
+        for (name, [_, connections, cpu]) in &real {
             let average = self.averages.entry(name.clone()).or_insert(*cpu);
             *average = *average * keep + cpu * (1.0 - keep);
-            self.world.nodes.get_mut(&node(name)).unwrap().cpu = *average as u32;
+            let fake = self.world.nodes.get_mut(&node(name)).unwrap();
+            fake.cpu = *average as u32;
+            fake.connections = *connections as u32;
         }
         self.world.advance(1_000);
-        let over_mean = |values: Vec<f64>| {
+        [0, 1, 2].map(|what| {
+            let values: Vec<f64> = real.values().map(|of| of[what]).collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             values.into_iter().fold(0.0, f64::max) / mean
-        };
-        (
-            over_mean(real.values().map(|(cpu, _)| *cpu).collect()),
-            over_mean(real.values().map(|(_, teams)| *teams).collect()),
-        )
+        })
     }
 }
 
-fn run(team_share: u64, costs: Costs, arrivals: Arrivals) -> (f64, f64) {
+fn run(shares: [u64; 3], costs: Costs, arrivals: Arrivals) -> [f64; 3] {
+    let [team_share_ppm, connection_share_ppm, cpu_share_ppm] = shares.map(|percent| percent * 10_000);
     let settings = Settings {
-        team_share_ppm: team_share * 10_000,
-        cpu_share_ppm: (100 - team_share) * 10_000,
+        team_share_ppm,
+        connection_share_ppm,
+        cpu_share_ppm,
         ..Settings::default()
     };
     let mut run = Run {
@@ -125,7 +140,7 @@ fn run(team_share: u64, costs: Costs, arrivals: Arrivals) -> (f64, f64) {
     for serial in 0..NODES {
         add(&mut run.world, format!("n{serial}"));
     }
-    let (mut cpu, mut teams, mut counted) = (0.0, 0.0, 0.0);
+    let (mut sums, mut counted) = ([0.0; 3], 0.0);
     for second in 0..SECONDS {
         let burst = matches!(arrivals, Arrivals::Burst) && second == SECONDS / 2;
         if burst {
@@ -148,31 +163,39 @@ fn run(team_share: u64, costs: Costs, arrivals: Arrivals) -> (f64, f64) {
             run.leave();
             run.leave();
         }
-        let (by_cpu, by_teams) = run.second();
+        let ratios = run.second();
         if second >= SECONDS / 2 {
-            cpu += by_cpu;
-            teams += by_teams;
+            for (sum, ratio) in sums.iter_mut().zip(ratios) {
+                *sum += ratio;
+            }
             counted += 1.0;
         }
     }
-    (cpu / counted, teams / counted)
+    sums.map(|sum| sum / counted)
 }
 
 fn main() {
-    println!("| team share | CPU share | even, steady | skewed, steady | even, burst | skewed, burst |");
-    println!("| --- | --- | --- | --- | --- | --- |");
-    for team_share in [100, 75, 50, 25, 0] {
+    println!("| teams | connections | CPU | even | rooms | hot teams | even, burst | rooms, burst |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
+    for shares in [
+        [50, 0, 50],
+        [40, 20, 40],
+        [34, 33, 33],
+        [25, 50, 25],
+        [20, 20, 60],
+    ] {
         let cell = |costs, arrivals| {
-            let (cpu, teams) = run(team_share, costs, arrivals);
-            format!("{cpu:.2} / {teams:.2}")
+            let [teams, connections, cpu] = run(shares, costs, arrivals);
+            format!("{teams:.2} / {connections:.2} / {cpu:.2}")
         };
+        let [teams, connections, cpu] = shares;
         println!(
-            "| {team_share} % | {} % | {} | {} | {} | {} |",
-            100 - team_share,
+            "| {teams} % | {connections} % | {cpu} % | {} | {} | {} | {} | {} |",
             cell(Costs::Even, Arrivals::Steady),
-            cell(Costs::Skewed, Arrivals::Steady),
+            cell(Costs::Rooms, Arrivals::Steady),
+            cell(Costs::Hot, Arrivals::Steady),
             cell(Costs::Even, Arrivals::Burst),
-            cell(Costs::Skewed, Arrivals::Burst),
+            cell(Costs::Rooms, Arrivals::Burst),
         );
     }
 }

@@ -162,6 +162,9 @@ impl Core {
                 .map_or(0, Node::connections_per_team_milli);
             let cost = operation.cost_milli(&team, mean_milli);
             if !self.prepare_move(&team, id, now) {
+                if self.give_relief_up(id) {
+                    return;
+                }
                 return self.say(id, "waiting for a node that can take its teams");
             }
             if let Some(operation) = self.operations.get_mut(id) {
@@ -188,10 +191,10 @@ impl Core {
     ) -> Option<TeamId> {
         use std::ops::Bound::{Excluded, Unbounded};
         let node = self.nodes.get(&operation.node)?;
-        let set = if operation.kind == OperationKind::Shed {
-            &operation.chosen
-        } else {
+        let set = if operation.kind == OperationKind::Drain {
             &node.teams
+        } else {
+            &operation.chosen
         };
         let from = after.map_or(Unbounded, Excluded);
         set.range::<TeamId, _>((from, Unbounded))
@@ -218,7 +221,10 @@ impl Core {
         } else {
             let under_way = !operation.preparing.is_empty() || !operation.leaving.is_empty();
             let waiting = operation.counting.is_some() || self.next_to_move(operation, None, now).is_some();
-            if under_way || waiting || (operation.back < operation.gone && !quiet) {
+            // A relief goes on while clients ask: a new one for each of them would begin with a full bucket.
+            let asked_for =
+                operation.kind == OperationKind::Relief && (!quiet || !operation.bucket.has_room());
+            if under_way || waiting || asked_for || (operation.back < operation.gone && !quiet) {
                 return;
             }
             let held = self.held_here(&operation.node, now);

@@ -53,6 +53,12 @@ impl Bucket {
         self.tokens > 0
     }
 
+    /// How long until it has room.
+    pub(crate) fn owed_ms(&self) -> u64 {
+        // Thousandths of a connection over connections a second: milliseconds.
+        self.tokens.min(0).unsigned_abs() / self.rate_per_s.max(1)
+    }
+
     /// Takes thousandths of a connection; negative gives back what was taken for nothing.
     pub(crate) fn charge(&mut self, milli: i64) {
         self.tokens = self.tokens.saturating_sub(milli);

@@ -15,6 +15,7 @@ use crate::node::Node;
 use crate::record::PinRecord;
 use crate::score;
 use crate::team::Team;
+use crate::warmth::had_its_share;
 
 /// How many of the best are kept as a reason.
 const BEST: usize = 3;
@@ -32,6 +33,17 @@ pub(crate) struct Wish<'a> {
     /// The node that it must leave.
     pub(crate) leaving: Option<&'a NodeId>,
     pub(crate) cause: Cause,
+    /// The connections that it will bring.
+    pub(crate) needs: Needs,
+}
+
+/// Room for a team's connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// A node with so much room comes before one without.
+    Rather(u32),
+    /// Only a node with so much room: on another its clients would be refused next.
+    Only(u32),
 }
 
 /// A choice with its reasons.
@@ -49,7 +61,7 @@ pub(crate) struct Decision {
 }
 
 impl Decision {
-    /// Set when only a last resort let the chosen node in.
+    /// Set when the chosen node was strained.
     pub(crate) fn last_resort(&self) -> Option<Gate> {
         let chosen = self.node.as_ref()?;
         self.best.iter().find(|score| score.node == *chosen)?.last_resort
@@ -83,7 +95,8 @@ fn gate_word(gate: Gate) -> &'static str {
         Gate::Labels => "without the labels",
         Gate::Pin => "not the pinned one",
         Gate::Leaving => "the one to leave",
-        Gate::Young => "young and had its share",
+        Gate::Room => "without room for the team's connections",
+        Gate::Young => "back lately and had its share",
         Gate::CpuCeiling => "above the CPU ceiling",
         Gate::Pressure => "under pressure",
         Gate::Unreachable => "out of reach for clients",
@@ -100,6 +113,7 @@ impl Team {
             pin: self.pin.as_ref().filter(|pin| pin.until_wall_ms > wall_ms),
             leaving,
             cause,
+            needs: Needs::Rather(self.brings.unwrap_or(1).max(1)),
         }
     }
 }
@@ -146,8 +160,9 @@ struct Search<'a> {
     wish: &'a Wish<'a>,
     now: Timestamp,
     chosen: Option<NodeId>,
-    /// The first that only its youth kept out: better than nobody.
+    /// The first that only its share kept out, and the first that only its room did: better than nobody.
     young: Option<NodeId>,
+    cramped: Option<NodeId>,
     best: Vec<ScoreView>,
     gated: BTreeMap<Gate, u32>,
     named: BTreeMap<NodeId, Gate>,
@@ -167,6 +182,7 @@ impl<'a> Search<'a> {
             now,
             chosen: None,
             young: None,
+            cramped: None,
             best: Vec::new(),
             gated: core.index.gate_counts.clone(),
             named: named.collect(),
@@ -194,9 +210,6 @@ impl<'a> Search<'a> {
             }
             if self.chosen.is_some() {
                 looked_further += 1;
-            } else if key.last_resort > 0 || key.distrusted > 0 {
-                // A young node that had its share is still better than one that can hardly go on.
-                self.fall_back_to_young();
             }
             let Some(node) = self.core.nodes.get(&key.node) else {
                 continue;
@@ -208,25 +221,34 @@ impl<'a> Search<'a> {
                 self.note_gated(&key.node, gate);
                 continue;
             }
-            if self.too_young(node) {
-                self.young.get_or_insert_with(|| key.node.clone());
-                self.note_gated(&key.node, Gate::Young);
+            if let Some(gate) = self.passes_over(node) {
+                let first = if gate == Gate::Young {
+                    &mut self.young
+                } else {
+                    &mut self.cramped
+                };
+                first.get_or_insert_with(|| key.node.clone());
+                self.note_gated(&key.node, gate);
                 continue;
+            }
+            if self.chosen.is_none() && !self.is_worth_passing_over_for(node) {
+                let young = self.young.take();
+                self.fall_back_to(young);
             }
             self.chosen.get_or_insert_with(|| key.node.clone());
             self.note_best(node);
         }
         if self.chosen.is_none() {
-            self.fall_back_to_young();
+            let better_than_nobody = self.young.take().or_else(|| self.cramped.take());
+            self.fall_back_to(better_than_nobody);
         }
     }
 
-    fn fall_back_to_young(&mut self) {
-        let Some(young) = self.young.take() else { return };
-        if let Some(node) = self.core.nodes.get(&young) {
+    fn fall_back_to(&mut self, node: Option<NodeId>) {
+        if let Some(node) = node.as_ref().and_then(|node| self.core.nodes.get(node)) {
             self.note_best(node);
         }
-        self.chosen = Some(young);
+        self.chosen = node;
     }
 
     /// What the team's own wishes hold against a node.
@@ -238,18 +260,43 @@ impl<'a> Search<'a> {
             return Some(Gate::Region);
         }
         let lacks = |(key, value): (&Label, &Label)| node.hello.labels.get(key) != Some(value);
-        self.wish.labels.iter().any(lacks).then_some(Gate::Labels)
+        if self.wish.labels.iter().any(lacks) {
+            return Some(Gate::Labels);
+        }
+        match self.wish.needs {
+            Needs::Only(room) if self.lacks_room(node, room) => Some(Gate::Room),
+            _ => None,
+        }
     }
 
-    fn too_young(&self, node: &Node) -> bool {
-        self.wish.cause != Cause::Failover
-            && score::had_its_share(
-                node,
-                &self.core.pool,
-                self.core.placed,
-                &self.core.settings,
-                self.now,
-            )
+    /// What speaks for taking another one first.
+    fn passes_over(&self, node: &Node) -> Option<Gate> {
+        if let Needs::Rather(room) = self.wish.needs
+            && self.lacks_room(node, room)
+        {
+            return Some(Gate::Room);
+        }
+        let (core, now) = (self.core, self.now);
+        let had_its_share = self.wish.cause != Cause::Failover
+            && had_its_share(node, &core.pool, core.placed, &core.settings, now);
+        had_its_share.then_some(Gate::Young)
+    }
+
+    /// Whether a node that had its share is passed over for this one. It must have been here for clearly
+    /// longer: of nodes that came together, as all do at a start, the score alone decides. And it must not be one
+    /// that can hardly go on.
+    fn is_worth_passing_over_for(&self, node: &Node) -> bool {
+        let young = self.young.as_ref().and_then(|young| self.core.nodes.get(young));
+        let warm_up_ms = self.core.settings.warm_up_ms;
+        young.is_none_or(|young| {
+            !node.strain.is_lasting()
+                && node.trust.gate().is_none()
+                && young.warmth.since >= node.warmth.since.plus(warm_up_ms)
+        })
+    }
+
+    fn lacks_room(&self, node: &Node, room: u32) -> bool {
+        score::room(node, &self.core.settings) < room
     }
 
     fn note_best(&mut self, node: &Node) {

@@ -163,6 +163,18 @@ pub enum Refusal {
         /// When to try again.
         retry_ms: u64,
     },
+    /// The team's node can take no further connection.
+    #[error("node {node} of team {team} holds as many connections as it may; {what}")]
+    NodeFull {
+        /// The team.
+        team: TeamId,
+        /// The node.
+        node: NodeId,
+        /// What happens meanwhile, or what to do.
+        what: &'static str,
+        /// When to try again.
+        retry_ms: u64,
+    },
     /// The team is held to a node that cannot take it.
     #[error(
         "team {team} is pinned hard to node {node}, which cannot take it; change the pin, or bring the node back"
@@ -231,6 +243,7 @@ impl Refusal {
             Self::UnknownTeam(_) => "unknown_team",
             Self::UnknownNode(_) => "unknown_node",
             Self::NoNode { .. } => "no_node",
+            Self::NodeFull { .. } => "node_full",
             Self::Pinned { .. } => "pinned",
             Self::TooManyTeams { .. } => "too_many_teams",
             Self::WouldNotFit { .. } => "would_not_fit",
@@ -244,7 +257,9 @@ impl Refusal {
     #[must_use]
     pub const fn retry_ms(&self) -> Option<u64> {
         match self {
-            Self::NoNode { retry_ms, .. } | Self::Pinned { retry_ms, .. } => Some(*retry_ms),
+            Self::NoNode { retry_ms, .. }
+            | Self::NodeFull { retry_ms, .. }
+            | Self::Pinned { retry_ms, .. } => Some(*retry_ms),
             _ => None,
         }
     }
@@ -427,6 +442,22 @@ pub enum Notice {
         other: NodeId,
         /// What both announce.
         url: String,
+    },
+    /// A node can take no further connection, or has room again.
+    Full {
+        /// The node.
+        node: NodeId,
+        /// What it lacks; `None`: it has room again.
+        by: Option<Gate>,
+        /// What it holds.
+        connections: u32,
+    },
+    /// A node got into strain, or out of it.
+    Strained {
+        /// The node.
+        node: NodeId,
+        /// By what; `None`: no more.
+        by: Option<Gate>,
     },
     /// A node said something it should not have.
     BadMessage {

@@ -21,6 +21,7 @@ use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
 use crate::settings::Settings;
+use crate::strain;
 use crate::team::{Activation, Deleted, Owner, Team};
 use crate::trust::Past;
 
@@ -76,11 +77,10 @@ pub struct Core {
     pub(crate) awaiting_count: Vec<(RequestId, OperationId)>,
     pub(crate) index: Index,
     pub(crate) pool: Pool,
-    /// Placements that count towards a young node's share.
+    /// Placements that count towards the share of a node that came back lately.
     pub(crate) placed: u64,
     /// Choices made, failovers included.
     pub(crate) choices: u64,
-    pub(crate) versions: BTreeMap<String, u64>,
     pub(crate) mode: Mode,
     /// Asks for teams of silent nodes, while too many are silent.
     pub(crate) asked: Asked,
@@ -149,7 +149,6 @@ impl Core {
             pool: Pool::default(),
             placed: 0,
             choices: 0,
-            versions: BTreeMap::new(),
             mode,
             asked: Asked::default(),
             past: BTreeMap::new(),
@@ -189,9 +188,7 @@ impl Core {
                 // Nothing longer was granted: a longer lease is written before it is.
                 record.lease_ms
             };
-            // Which of the stored versions is the newest is not known, so none is preferred.
-            self.versions.entry(record.hello.version.clone()).or_insert(0);
-            let mut node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms, 0);
+            let mut node = Node::new(record.hello, Seen::Expected { heard: now }, intent, lease_ms);
             node.marks = record.marks;
             self.nodes.insert(id.clone(), node);
             self.rekey(&id);
@@ -345,11 +342,16 @@ impl Core {
     fn tick(&mut self, now: Timestamp) {
         let elapsed_ms = now.since(self.last_tick);
         let keep = score::keep_ppm(elapsed_ms, self.settings.half_life_ms);
+        let keep_coming = score::keep_ppm(elapsed_ms, self.settings.arrive_half_life_ms);
         self.last_tick = now;
         // A burst needs room once, and then for long no more.
         self.commands.shrink_to(COMMANDS);
         for node in self.nodes.values_mut() {
             node.pending.tick(keep);
+            node.coming.tick(keep_coming);
+            node.warmth.tick(self.placed, keep);
+            let strained = node.is_heard() && strain::strained_by(node, &self.settings).is_some();
+            node.strain.tick(strained, keep);
         }
         self.tick_trust(elapsed_ms, now);
         self.rebuild_index();
@@ -420,7 +422,8 @@ impl Core {
             url: node.hello.url.clone(),
             direct: !node.is_draining()
                 && node.trust.is_direct()
-                && (node.is_heard() || matches!(node.seen, Seen::Expected { .. })),
+                && (node.is_heard() || matches!(node.seen, Seen::Expected { .. }))
+                && score::full(node, &self.settings).is_none(),
         });
         self.command(Command::Node {
             node: node.clone(),
@@ -464,6 +467,7 @@ impl Core {
             node.tried = true;
             node.weight_sum += u64::from(team.weight.get());
             node.pending.add(pending(&self.pool, team));
+            node.coming.add(coming(&self.pool, team));
         }
         // Whoever takes it over from itself waits for nobody.
         let from_itself = matches!(&team.activation, Activation::After { before, .. } if *before == owner);
@@ -498,6 +502,10 @@ impl Core {
         {
             node.weight_sum -= u64::from(team.weight.get());
             node.pending.add(-pending(&self.pool, team));
+            if node.report.seq > 0 {
+                team.brings = Some(node.connections_of(id));
+            }
+            node.coming.add(-coming(&self.pool, team));
         }
         self.rekey(&owner.node.clone());
         Some(owner)
@@ -537,7 +545,7 @@ impl Core {
             node.last_chosen = self.choices;
             node.trust.take();
             if counts {
-                node.placed += 1;
+                node.warmth.take();
             }
         }
     }
@@ -555,4 +563,13 @@ impl Core {
 
 fn pending(pool: &Pool, team: &Team) -> i64 {
     i64::try_from(pool.cost_microcores * u64::from(team.weight.get())).unwrap_or(0)
+}
+
+/// The connections that will follow a team, in thousandths: what it had, or what teams have.
+fn coming(pool: &Pool, team: &Team) -> i64 {
+    let milli = team.brings.map_or_else(
+        || pool.connections_milli * u64::from(team.weight.get()),
+        |connections| u64::from(connections) * 1_000,
+    );
+    i64::try_from(milli).unwrap_or(0)
 }

@@ -13,6 +13,7 @@ use crate::node::Intent;
 use crate::operation::Operation;
 use crate::record::Record;
 use crate::team::Team;
+use crate::warmth::Warmth;
 
 impl Core {
     /// Begins to empty a node, or finds the operation that does so already.
@@ -211,6 +212,7 @@ impl Core {
         let Intent::Draining(operation) = std::mem::replace(&mut node.intent, Intent::Active) else {
             return None;
         };
+        node.warmth = Warmth::begin(now, self.placed);
         if self.operations.get(&operation).is_some_and(Operation::is_running) {
             self.end_operation(
                 &operation,
@@ -230,7 +232,8 @@ impl Core {
             .operations
             .values()
             .filter(|operation| {
-                operation.is_running() && operation.kind == OperationKind::Shed && operation.node == *id
+                let gives_some = matches!(operation.kind, OperationKind::Shed | OperationKind::Relief);
+                operation.is_running() && gives_some && operation.node == *id
             })
             .map(|operation| operation.id.clone())
             .collect();

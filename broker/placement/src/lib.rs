@@ -12,6 +12,8 @@
 //! | --- | --- |
 //! | which node takes this team? | `choose` |
 //! | how busy is a node, and who is least busy? | `score` |
+//! | how much does it count that a node can hardly go on? | `strain` |
+//! | how much may a node take that came back lately? | `warmth` |
 //! | what may a client's or an operator's request do? | `request` |
 //! | is a node alive, and since when not? | `liveness` |
 //! | may silence be believed while much is silent at once? | `caution` |
@@ -26,6 +28,7 @@
 //! | do those that leave arrive elsewhere? | `returns` |
 //! | how many connections has each team of a node? | `counting` |
 //! | whose departure and arrival is that? | `arrivals` |
+//! | what becomes of a client whose team's node is full? | `relief` |
 //! | how does one team get from one node to another? | `moving` |
 //! | which epoch is next? | `epochs` |
 //! | how many names may be new at once? | `names` |
@@ -65,14 +68,17 @@ mod peers;
 pub mod pipeline;
 mod reconcile;
 mod record;
+mod relief;
 mod request;
 mod returns;
 mod score;
 mod settings;
 mod speed;
+mod strain;
 mod team;
 mod trust;
 mod view;
+mod warmth;
 mod wishes;
 
 pub use command::{Answer, Command, NodeEntry, Notice, Preservation, Refusal, Route, TrustChange};

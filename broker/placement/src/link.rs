@@ -15,6 +15,8 @@ use crate::core::Core;
 use crate::event::LinkId;
 use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
 use crate::record::Record;
+use crate::score;
+use crate::strain;
 use crate::team::Move;
 
 /// The most teams that one node may claim in its inventory.
@@ -82,7 +84,6 @@ impl Core {
             lock: None,
             ..hello
         };
-        let rank = self.version_rank(&hello.version);
         let lease_ms = self.settings.lease_ms;
         let seen = Seen::Joining {
             link,
@@ -116,10 +117,9 @@ impl Core {
                 }
                 node.hello = hello;
                 node.seen = seen;
-                node.version_rank = rank;
             }
             None => {
-                let mut node = Node::new(hello, seen, Intent::Active, lease_ms, rank);
+                let mut node = Node::new(hello, seen, Intent::Active, lease_ms);
                 node.marks = marks;
                 self.nodes.insert(id.clone(), node);
                 self.recall_past(&id);
@@ -223,14 +223,6 @@ impl Core {
         }
     }
 
-    fn version_rank(&mut self, version: &str) -> u64 {
-        let next = self.versions.values().max().map_or(0, |highest| highest + 1);
-        if !self.versions.contains_key(version) && self.versions.len() >= self.settings.max_nodes {
-            self.versions.clear();
-        }
-        *self.versions.entry(version.to_owned()).or_insert(next)
-    }
-
     fn welcome(&mut self, id: &NodeId) -> Welcome {
         let peers = self.peers_of(id);
         if let Some(node) = self.nodes.get_mut(id) {
@@ -320,6 +312,8 @@ impl Core {
         if heartbeat.seq <= node.report.seq {
             return self.bad_message(&id, "a heartbeat came twice or out of order");
         }
+        let full_before = score::full(node, &self.settings);
+        let strained_before = strain::strained_by(node, &self.settings);
         let report = &mut node.report;
         report.seq = heartbeat.seq;
         report.cpu_now = heartbeat.cpu_now;
@@ -330,13 +324,17 @@ impl Core {
                 .map_or(heartbeat.cpu_average, |idle| idle.min(heartbeat.cpu_average)),
         );
         report.memory_bytes = heartbeat.memory_bytes;
+        report.memory = heartbeat.memory;
         report.connections = heartbeat.connections;
         report.teams = heartbeat.teams;
         report.descriptors_left = Some(heartbeat.fds.limit.saturating_sub(heartbeat.fds.used));
+        report.name_large(&heartbeat.large_teams);
         report.health = heartbeat.health;
         report.wall_skew_ms = i64::try_from(heartbeat.wall_ms)
             .unwrap_or(i64::MAX)
             .saturating_sub(i64::try_from(wall_ms).unwrap_or(i64::MAX));
+        let strained = strain::strained_by(node, &self.settings);
+        let fullness_changed = score::full(node, &self.settings) != full_before;
         let boot = Timestamp::from_millis(heartbeat.boot_ms);
         let turned = node.clock_pace.beat(boot, now, rate_ppm / 2);
         let reached = node
@@ -362,7 +360,7 @@ impl Core {
                         term,
                     },
                 );
-                if was_missed {
+                if was_missed || fullness_changed {
                     self.publish_node(&id);
                 }
                 self.rekey(&id);
@@ -374,6 +372,13 @@ impl Core {
             self.turned(&id, turn);
         }
         self.doubt_exit(&id, now);
+        self.tell_fullness(&id);
+        if strained != strained_before {
+            self.notice(Notice::Strained {
+                node: id.clone(),
+                by: strained,
+            });
+        }
         if let Some(pace) = turned {
             self.rekey(&id);
             self.notice(Notice::ClockPace { node: id, pace });

@@ -10,17 +10,17 @@ use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::Cause;
 
-use crate::choose::Decision;
+use crate::choose::{Decision, Needs};
 use crate::command::Notice;
 use crate::core::Core;
 use crate::operation::Operation;
 use crate::reconcile::Arrivals;
-use crate::team::{Activation, Move, Owner};
+use crate::relief::room_for;
+use crate::team::{Activation, Move, Owner, Team};
 
 impl Core {
     /// Chooses a target and asks it to make room. Returns whether there was one.
     pub(crate) fn prepare_move(&mut self, id: &TeamId, operation: &OperationId, now: Timestamp) -> bool {
-        let wall_ms = self.wall_ms(now);
         let Some(cause) = self.operations.get(operation).map(Operation::cause) else {
             return false;
         };
@@ -30,7 +30,7 @@ impl Core {
         let Some(owner) = team.owner.clone() else {
             return false;
         };
-        let decision = self.choose(&team.wish(cause, Some(&owner.node), wall_ms), now);
+        let decision = self.choose_for_move(id, team, &owner, cause, now);
         let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
             return false;
         };
@@ -98,14 +98,13 @@ impl Core {
         operation: Option<&OperationId>,
         now: Timestamp,
     ) -> bool {
-        let wall_ms = self.wall_ms(now);
         let Some(team) = self.teams.get(id) else {
             return false;
         };
         let Some(owner) = team.owner.clone() else {
             return false;
         };
-        let mut decision = self.choose(&team.wish(cause, Some(&owner.node), wall_ms), now);
+        let mut decision = self.choose_for_move(id, team, &owner, cause, now);
         let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
             return false;
         };
@@ -116,6 +115,27 @@ impl Core {
         self.change_owner(id, target, decision, operation, now);
         self.send_assign(id, Arrivals::Reported);
         true
+    }
+
+    /// Where a team is to go that leaves its node: rather where there is room for the connections that it has
+    /// there, and for nothing less when it goes for the want of room.
+    fn choose_for_move(
+        &self,
+        id: &TeamId,
+        team: &Team,
+        owner: &Owner,
+        cause: Cause,
+        now: Timestamp,
+    ) -> Decision {
+        let mut wish = team.wish(cause, Some(&owner.node), self.wall_ms(now));
+        if let Some(node) = self.nodes.get(&owner.node) {
+            let connections = node.connections_of(id);
+            wish.needs = match cause {
+                Cause::Full => Needs::Only(room_for(connections)),
+                _ => Needs::Rather(connections.max(1)),
+            };
+        }
+        self.choose(&wish, now)
     }
 
     fn change_owner(

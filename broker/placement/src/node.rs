@@ -1,18 +1,20 @@
 //! A node as the core knows it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::identity::Marks;
-use usher_shared::link::{Health, Held, Hello, PACED_MOVES, Peer};
+use usher_shared::link::{Health, Held, Hello, LargeTeam, Memory, PACED_MOVES, Peer};
 use usher_shared::quantity::{Millicores, Timestamp};
-use usher_shared::rest::{NodeState, ProbeState};
+use usher_shared::rest::{Gate, NodeState, ProbeState};
 
 use crate::event::LinkId;
 use crate::identity::{ExitWord, Rival};
 use crate::pace::ClockPace;
 use crate::record::{IntentRecord, NodeRecord};
 use crate::score::Score;
+use crate::strain::Strain;
 use crate::trust::Trust;
+use crate::warmth::Warmth;
 
 /// What the broker sees of a node, by evidence alone.
 #[derive(Clone, Debug)]
@@ -107,28 +109,53 @@ pub(crate) struct Report {
     /// The lowest average it reported: what it costs to run it idle.
     pub(crate) cpu_idle: Option<Millicores>,
     pub(crate) memory_bytes: u64,
+    pub(crate) memory: Option<Memory>,
     pub(crate) connections: u32,
     /// The teams that those connections belonged to.
     pub(crate) teams: u32,
     pub(crate) descriptors_left: Option<u32>,
+    /// Connections of its largest teams.
+    pub(crate) large_teams: BTreeMap<TeamId, u32>,
     pub(crate) health: Health,
     /// Its wall clock minus the broker's.
     pub(crate) wall_skew_ms: i64,
 }
 
-/// CPU of teams on their way, in thousandths of a millicore; negative for teams that left.
+impl Report {
+    pub(crate) fn name_large(&mut self, large: &[LargeTeam]) {
+        let entries = large.iter().map(|entry| (entry.team.clone(), entry.connections));
+        self.large_teams = entries.collect();
+    }
+
+    fn connections_of(&self, team: &TeamId) -> u32 {
+        if let Some(connections) = self.large_teams.get(team) {
+            return *connections;
+        }
+        let named: u32 = self
+            .large_teams
+            .values()
+            .fold(0, |sum, one| sum.saturating_add(*one));
+        let others = self
+            .teams
+            .saturating_sub(u32::try_from(self.large_teams.len()).unwrap_or(u32::MAX));
+        self.connections.saturating_sub(named).div_ceil(others.max(1))
+    }
+}
+
+/// What teams on their way will bring, in thousandths of a millicore or of a connection; negative for teams
+/// that left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PendingCpu {
+pub(crate) struct Pending {
     /// Placed in this tick and the last: their connections are still coming, so it does not fade.
     arriving: [i64; 2],
-    /// Placed earlier: it fades while the node's own average takes it up.
+    /// Placed earlier: it fades while the node's own report takes it up.
     fading: i64,
 }
 
-impl PendingCpu {
+impl Pending {
     /// Counts a placement (or, negative, a departure) at once.
-    pub(crate) fn add(&mut self, microcores: i64) {
-        self.arriving[0] = self.arriving[0].saturating_add(microcores);
+    pub(crate) fn add(&mut self, milli: i64) {
+        self.arriving[0] = self.arriving[0].saturating_add(milli);
     }
 
     /// One tick on: what has had time to arrive fades by `keep_ppm`.
@@ -137,7 +164,7 @@ impl PendingCpu {
         self.arriving = [0, self.arriving[0]];
     }
 
-    pub(crate) fn microcores(self) -> i64 {
+    pub(crate) fn milli(self) -> i64 {
         self.fading + self.arriving[0] + self.arriving[1]
     }
 }
@@ -188,17 +215,17 @@ pub(crate) struct Node {
     pub(crate) peers: Vec<Peer>,
     pub(crate) report: Report,
     pub(crate) clock_pace: ClockPace,
-    pub(crate) pending: PendingCpu,
-    /// When it last became ready.
-    pub(crate) ready_since: Timestamp,
-    /// Placements that count towards its share since then.
-    pub(crate) placed: u64,
-    /// The pool's count of such placements when it became ready.
-    pub(crate) pool_placed_before: u64,
+    /// CPU of teams on their way.
+    pub(crate) pending: Pending,
+    /// Connections of teams on their way.
+    pub(crate) coming: Pending,
+    /// How it came to take teams again.
+    pub(crate) warmth: Warmth,
+    pub(crate) strain: Strain,
+    /// What it was last told to lack, if it was told to be full.
+    pub(crate) told_full: Option<Gate>,
     /// The number of the choice that last took it; ties go to who waited longest.
     pub(crate) last_chosen: u64,
-    /// In which order its version was first seen.
-    pub(crate) version_rank: u64,
     /// Whether it owned a team when it died.
     pub(crate) had_teams: bool,
     /// Whether clients get to it, and whether it stays up.
@@ -208,7 +235,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(hello: Hello, seen: Seen, intent: Intent, lease_ms: u64, version_rank: u64) -> Self {
+    pub(crate) fn new(hello: Hello, seen: Seen, intent: Intent, lease_ms: u64) -> Self {
         let can_count = can_count(&hello);
         Self {
             hello,
@@ -235,12 +262,12 @@ impl Node {
             peers: Vec::new(),
             report: Report::default(),
             clock_pace: ClockPace::default(),
-            pending: PendingCpu::default(),
-            ready_since: Timestamp::default(),
-            placed: 0,
-            pool_placed_before: 0,
+            pending: Pending::default(),
+            coming: Pending::default(),
+            warmth: Warmth::default(),
+            strain: Strain::default(),
+            told_full: None,
             last_chosen: 0,
-            version_rank,
             had_teams: false,
             trust: Trust::default(),
             key: None,
@@ -257,9 +284,7 @@ impl Node {
 
     /// It has come to take teams, and takes its share of them at first.
     pub(crate) fn begin_young(&mut self, pool_placed: u64, now: Timestamp) {
-        self.ready_since = now;
-        self.placed = 0;
-        self.pool_placed_before = pool_placed;
+        self.warmth = Warmth::begin(now, pool_placed);
     }
 
     /// The link on which commands can be sent.
@@ -318,6 +343,12 @@ impl Node {
     /// Thousandths of a connection that one of its teams had on average when it reported last.
     pub(crate) fn connections_per_team_milli(&self) -> u64 {
         u64::from(self.report.connections) * 1_000 / u64::from(self.report.teams.max(1))
+    }
+
+    /// How many connections one of its teams has, as far as its last report tells: the largest are named, and
+    /// the others have the mean of the rest.
+    pub(crate) fn connections_of(&self, team: &TeamId) -> u32 {
+        self.report.connections_of(team)
     }
 
     /// What is seen of it, folded with what the operator asked: the one word for people and metrics.
@@ -387,17 +418,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pending_cpu_counts_at_once_and_fades_only_after_two_ticks() {
-        let mut pending = PendingCpu::default();
+    fn what_is_pending_counts_at_once_and_fades_only_after_two_ticks() {
+        let mut pending = Pending::default();
         pending.add(1_000);
-        assert_eq!(pending.microcores(), 1_000);
+        assert_eq!(pending.milli(), 1_000);
         pending.tick(500_000);
-        assert_eq!(pending.microcores(), 1_000);
+        assert_eq!(pending.milli(), 1_000);
         pending.tick(500_000);
-        assert_eq!(pending.microcores(), 1_000);
+        assert_eq!(pending.milli(), 1_000);
         pending.tick(500_000);
-        assert_eq!(pending.microcores(), 500);
+        assert_eq!(pending.milli(), 500);
         pending.add(-1_500);
-        assert_eq!(pending.microcores(), -1_000);
+        assert_eq!(pending.milli(), -1_000);
     }
 }

@@ -255,6 +255,7 @@ impl Operation {
             OperationKind::Drain => Cause::Drain,
             OperationKind::Shed => Cause::Shed,
             OperationKind::Failover => Cause::Failover,
+            OperationKind::Relief => Cause::Full,
         }
     }
 

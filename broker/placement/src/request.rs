@@ -10,6 +10,7 @@ use crate::event::{Ask, Knock, RequestId};
 use crate::node::{Intent, Seen, Silence};
 use crate::reconcile::Arrivals;
 use crate::team::{Activation, Deleted, Move, Owner, Team};
+use crate::warmth::Warmth;
 
 /// The longest drain that is promised.
 const DEADLINE_MAX_S: u64 = 86_400;
@@ -29,8 +30,8 @@ impl Core {
             Ask::Put { team, put } => self.put(&team, put, now),
             Ask::Patch { team, patch } => self.patch(&team, patch, now),
             Ask::Delete { team } => self.delete(&team, now),
-            Ask::Cordon { node } => self.set_cordon(&node, Intent::Cordoned),
-            Ask::Uncordon { node } => self.set_cordon(&node, Intent::Active),
+            Ask::Cordon { node } => self.set_cordon(&node, Intent::Cordoned, now),
+            Ask::Uncordon { node } => self.set_cordon(&node, Intent::Active, now),
             Ask::Drain { node, post } => self.ask_drain(&node, &post, now),
             Ask::Undrain { node } => self.ask_undrain(&node, now),
             Ask::Shed { node, post } => self.ask_shed(&node, &post, now),
@@ -70,23 +71,29 @@ impl Core {
                     return Err(self.why_not(id, Cause::Failover, now));
                 }
             }
-            Some(owner) => self.move_for_client(id, &owner, knock, now),
+            Some(owner) => self.move_for_client(id, &owner, knock, now)?,
         }
         self.assigned(id, false)
     }
 
-    /// A team stays where it is, unless its node is being emptied, or nobody gets there, or it is silent and
-    /// its client has been there and come back, or the team is asked for again and again.
-    fn move_for_client(&mut self, id: &TeamId, owner: &Owner, knock: Option<&Knock>, now: Timestamp) {
+    /// A team stays where it is, unless its node is being emptied, or is full, or nobody gets there, or it is
+    /// silent and its client has been there and come back, or the team is asked for again and again.
+    fn move_for_client(
+        &mut self,
+        id: &TeamId,
+        owner: &Owner,
+        knock: Option<&Knock>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         if !self.may_change_owners() {
-            return;
+            return Ok(());
         }
         let asked = self.asked_in_vain(id, &owner.node, now);
         let knocked =
             knock.is_some_and(|knock| knock.node == owner.node && knock.incarnation == owner.incarnation);
         let out_of_reach = self.is_out_of_reach(id, owner, knocked, now);
         let Some(node) = self.nodes.get(&owner.node) else {
-            return;
+            return Ok(());
         };
         let silent = matches!(
             node.seen,
@@ -114,8 +121,12 @@ impl Core {
                 self.move_knocked(id, &node, now);
             }
             _ if out_of_reach => self.move_within_reach(id, owner, now),
+            _ if node.is_heard() && self.is_full_for(node, knocked) => {
+                return self.relieve(id, &owner.node, now);
+            }
             _ => {}
         }
+        Ok(())
     }
 
     pub(crate) fn create(
@@ -246,7 +257,7 @@ impl Core {
         });
     }
 
-    fn set_cordon(&mut self, id: &NodeId, intent: Intent) -> Result<Answer, Refusal> {
+    fn set_cordon(&mut self, id: &NodeId, intent: Intent, now: Timestamp) -> Result<Answer, Refusal> {
         let Some(node) = self.nodes.get_mut(id) else {
             return Err(Refusal::UnknownNode(id.clone()));
         };
@@ -258,6 +269,9 @@ impl Core {
             });
         }
         if node.intent != intent {
+            if intent == Intent::Active {
+                node.warmth = Warmth::begin(now, self.placed);
+            }
             node.intent = intent;
             self.write_node(id);
             self.rebuild_index();

@@ -1,37 +1,45 @@
 //! How busy a node is, and who is least busy.
 //!
 //! ```text
-//! team_load(n) = (weights of the teams on n and on their way to n) / weight(n)
-//! busy(n)      = team_share x team_load(n) / max(mean team_load, floor)
-//!              + cpu_share x (cpu_average(n) + cpu_pending(n)) / cores(n)
+//! team_load(n)       = (weights of the teams on n and on their way to n) / weight(n)
+//! connection_load(n) = (connections on n and on their way to n) / weight(n)
+//! busy(n) = team_share x team_load(n) / max(mean team_load, floor)
+//!         + connection_share x (connection_load(n) / max(mean connection_load, floor)
+//!                               + connections(n) / room left on n)
+//!         + cpu_share x (cpu_average(n) + cpu_pending(n)) / cores(n)
+//!         + strain(n)
 //! ```
 //!
-//! Integers only, so that the same state gives the same order on every machine. The mean, the cost
+//! Connections count twice. Beside the others' as teams do: what a node announces as its capacity is
+//! mostly its descriptor limit, and 1,000 connections of 20,000 would be next to nothing while the other nodes
+//! have none. And against its own room, because a node that is nearly full must keep what is left
+//! for the teams that it has: half full adds one share, 90 % nine.
+//!
+//! Integers only, so that the same state gives the same order on every machine. The means, the cost
 //! of a team and the fading of what is pending are frozen for a tick: a placement re-keys one node
 //! and leaves the others alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use usher_shared::id::NodeId;
-use usher_shared::link::Health;
-use usher_shared::quantity::{Millicores, Timestamp, Weight};
+use usher_shared::planted::{self, Bug};
+use usher_shared::quantity::{Millicores, Weight};
 use usher_shared::rest::{Gate, ScoreView};
 
 use crate::node::{Intent, Node, Seen, Silence};
 use crate::settings::Settings;
+use crate::strain;
 
-/// Team load is kept in thousandths of a default weight on a default node.
+/// Loads are kept in thousandths: of a default weight, or of a connection, on a default node.
 const LOAD_SCALE: u64 = 1_000;
-const PPM: u64 = 1_000_000;
+/// The most that a node's lack of room counts, in times of the connections' share: what is fuller than 91 %
+/// is as good as full.
+const CROWDED_MAX: u64 = 10;
 
 /// A node's place in the order. The order of the fields is the policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
     /// 1 when nobody gets to it, or it dies again and again: whatever else there is comes first.
     pub(crate) distrusted: u8,
-    /// 0 for the version first seen last, within the CPU ceiling; 1 for older ones while versions are mixed.
-    pub(crate) older_version: u8,
-    /// 1 when only a last resort lets it in.
-    pub(crate) last_resort: u8,
     /// How busy, in parts per million.
     pub(crate) busy: u64,
     /// Teams, those on their way included.
@@ -42,17 +50,39 @@ pub(crate) struct Score {
     pub(crate) node: NodeId,
 }
 
+/// How busy a node is, by what makes it so, in parts per million.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Busy {
+    pub(crate) teams: u64,
+    pub(crate) connections: u64,
+    pub(crate) cpu: u64,
+    pub(crate) strain: u64,
+}
+
+impl Busy {
+    pub(crate) fn sum(self) -> u64 {
+        self.teams
+            .saturating_add(self.connections)
+            .saturating_add(self.cpu)
+            .saturating_add(self.strain)
+    }
+}
+
 /// Figures of the pool, frozen for a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pool {
     /// Ready nodes.
     pub(crate) ready: u64,
+    /// The weights of the ready nodes.
+    pub(crate) node_weights: u64,
     /// The mean team load over ready nodes, in thousandths of a default weight.
     pub(crate) mean_load: u64,
+    /// The mean connection load over ready nodes, in thousandths of a connection.
+    pub(crate) mean_connections: u64,
     /// What one default weight is expected to cost, in thousandths of a millicore.
     pub(crate) cost_microcores: u64,
-    /// The rank of the newest version among linked nodes.
-    pub(crate) newest_version: u64,
+    /// The connections that one default weight is expected to bring, in thousandths.
+    pub(crate) connections_milli: u64,
 }
 
 /// The order of the nodes that may be chosen, and what keeps the others out.
@@ -96,31 +126,40 @@ impl Index {
 impl Pool {
     /// The figures as they are now.
     pub(crate) fn measure<'a>(nodes: impl Iterator<Item = &'a Node>, settings: &Settings) -> Self {
-        let (mut ready, mut load, mut weights, mut above_idle) = (0, 0, 0, 0);
-        let mut newest_version = 0;
-        for node in nodes.filter(|node| node.is_heard()) {
-            newest_version = newest_version.max(node.version_rank);
-            if node.intent != Intent::Active {
-                continue;
-            }
+        let (mut ready, mut node_weights, mut load, mut weights, mut above_idle) = (0, 0, 0, 0, 0);
+        let (mut connection_loads, mut connections) = (0, 0);
+        for node in nodes.filter(|node| is_ready(node)) {
             ready += 1;
+            node_weights += u64::from(node.hello.weight.get());
             load += team_load(node);
+            connection_loads += connection_load(node);
+            connections += u64::from(node.report.connections);
             weights += node.weight_sum;
             let idle = node.report.cpu_idle.unwrap_or_default().get();
             above_idle += u64::from(node.report.cpu_average.get().saturating_sub(idle));
         }
-        let cost = if weights >= settings.cost_min_weights {
-            (above_idle * 1_000 / weights).min(settings.cost_cap_millicores * 1_000)
-        } else {
-            0
+        let known = weights >= settings.cost_min_weights;
+        let of_one = |sum: u64, cap: u64| {
+            if known {
+                (sum * 1_000 / weights.max(1)).min(cap * 1_000)
+            } else {
+                0
+            }
         };
         Self {
             ready,
+            node_weights,
             mean_load: load.checked_div(ready).unwrap_or(0),
-            cost_microcores: cost,
-            newest_version,
+            mean_connections: connection_loads.checked_div(ready).unwrap_or(0),
+            cost_microcores: of_one(above_idle, settings.cost_cap_millicores),
+            connections_milli: of_one(connections, settings.connections_cap),
         }
     }
+}
+
+/// Whether a node counts for the means: it is there and wanted, full or not.
+pub(crate) fn is_ready(node: &Node) -> bool {
+    node.is_heard() && node.intent == Intent::Active
 }
 
 /// What keeps a node out whatever else there is.
@@ -147,58 +186,129 @@ pub(crate) fn gate(node: &Node, settings: &Settings) -> Option<Gate> {
     if node.team_count() >= node.hello.capacity.teams {
         return Some(Gate::FullTeams);
     }
+    if planted::is(Bug::FullNodesChosen) {
+        return None;
+    }
+    full(node, settings)
+}
+
+/// Whether a node can take no further connection, and what it lacks.
+pub(crate) fn full(node: &Node, settings: &Settings) -> Option<Gate> {
     if node.report.connections >= node.hello.capacity.connections {
         return Some(Gate::FullConnections);
     }
-    if node
-        .report
+    let few = |left| left < settings.descriptor_reserve;
+    node.report
         .descriptors_left
-        .is_some_and(|left| left < settings.descriptor_reserve)
-    {
-        return Some(Gate::Descriptors);
-    }
-    None
+        .is_some_and(few)
+        .then_some(Gate::Descriptors)
 }
 
-/// What makes a node a last resort.
-pub(crate) fn last_resort(node: &Node, settings: &Settings) -> Option<Gate> {
-    let cores = u64::from(node.hello.cores.get()).max(1);
-    if u64::from(node.report.cpu_average.get()) * PPM / cores > settings.cpu_ceiling_ppm {
-        return Some(Gate::CpuCeiling);
-    }
-    (node.report.health == Health::Pressure).then_some(Gate::Pressure)
+/// How many more connections a node can hold, beside those that are on their way to it.
+pub(crate) fn room(node: &Node, settings: &Settings) -> u32 {
+    let coming = u32::try_from(node.coming.milli().max(0) / 1_000).unwrap_or(u32::MAX);
+    free(node, settings).saturating_sub(coming)
+}
+
+/// How many more connections a node could hold when it last reported.
+pub(crate) fn free(node: &Node, settings: &Settings) -> u32 {
+    let capacity = node
+        .hello
+        .capacity
+        .connections
+        .saturating_sub(node.report.connections);
+    let descriptors = node
+        .report
+        .descriptors_left
+        .map_or(u32::MAX, |left| left.saturating_sub(settings.descriptor_reserve));
+    capacity.min(descriptors)
 }
 
 /// Weights on the node and on their way, over its own weight, in thousandths.
 pub(crate) fn team_load(node: &Node) -> u64 {
     let weights = node.weight_sum + node.reserved_weight;
-    weights * LOAD_SCALE * u64::from(Weight::NODE.get()) / u64::from(node.hello.weight.get())
+    per_weight(node, weights.saturating_mul(LOAD_SCALE))
 }
 
-/// The two parts of how busy a node is, in parts per million: its teams, and its CPU with what is on its way.
-pub(crate) fn busy(node: &Node, pool: &Pool, settings: &Settings) -> (u64, u64) {
-    let base = pool.mean_load.max(settings.load_floor * LOAD_SCALE).max(1);
-    let teams = settings.team_share_ppm * team_load(node) / base;
-    let cores = i64::from(node.hello.cores.get()).max(1);
-    let share = i64::try_from(settings.cpu_share_ppm).unwrap_or(i64::MAX);
-    let average = share * i64::from(node.report.cpu_average.get()) / cores;
-    let pending = share * (node.pending.microcores() / 1_000) / cores;
-    // What is only expected may make up half of the score and no more: a wrong guess of a team's
-    // cost must not outweigh everything that is known.
-    let known = i64::try_from(teams).unwrap_or(i64::MAX).saturating_add(average);
-    let cpu = average.saturating_add(pending.min(known)).max(0);
-    (teams, cpu.unsigned_abs())
+/// Connections that the node reported, over its own weight, in thousandths.
+pub(crate) fn connection_load(node: &Node) -> u64 {
+    per_weight(node, u64::from(node.report.connections) * LOAD_SCALE)
+}
+
+/// The moving average of the node's CPU over its cores, in parts per million.
+pub(crate) fn cpu_ppm(node: &Node) -> u64 {
+    let average = u64::from(node.report.cpu_average.get());
+    part(average, 1_000_000, u64::from(node.hello.cores.get()))
+}
+
+fn per_weight(node: &Node, load: u64) -> u64 {
+    part(
+        load,
+        u64::from(Weight::NODE.get()),
+        u64::from(node.hello.weight.get()),
+    )
+}
+
+/// `value x of / whole`, whatever a node claims.
+fn part(value: u64, of: u64, whole: u64) -> u64 {
+    let part = u128::from(value) * u128::from(of) / u128::from(whole.max(1));
+    u64::try_from(part).unwrap_or(u64::MAX)
+}
+
+/// How busy a node is, by what makes it so.
+pub(crate) fn busy(node: &Node, pool: &Pool, settings: &Settings) -> Busy {
+    let base = pool.mean_load.max(settings.load_floor * LOAD_SCALE);
+    let teams = part(team_load(node), settings.team_share_ppm, base);
+    let cores = u64::from(node.hello.cores.get());
+    let cpu = part(
+        u64::from(node.report.cpu_average.get()),
+        settings.cpu_share_ppm,
+        cores,
+    );
+    let connections = by_connections(node, 0, pool, settings);
+    // What is only expected may make up half of the score and no more: a wrong guess of what a team
+    // brings must not outweigh everything that is known.
+    let known = teams.saturating_add(cpu).saturating_add(connections);
+    let coming = node.coming.milli();
+    let more = by_connections(node, coming, pool, settings).saturating_sub(connections);
+    let less = connections.saturating_sub(by_connections(node, coming, pool, settings));
+    let more = more.min(known);
+    let expected = node.pending.milli() / 1_000;
+    let of_cores = part(expected.unsigned_abs(), settings.cpu_share_ppm, cores);
+    let cpu = if expected < 0 {
+        cpu.saturating_sub(of_cores)
+    } else {
+        cpu.saturating_add(of_cores.min(known - more))
+    };
+    Busy {
+        teams,
+        connections: connections.saturating_add(more).saturating_sub(less),
+        cpu,
+        strain: strain::busy_ppm(node, settings),
+    }
+}
+
+/// What a node's connections make, with so many more (or, negative, fewer), in thousandths.
+fn by_connections(node: &Node, more_milli: i64, pool: &Pool, settings: &Settings) -> u64 {
+    if planted::is(Bug::ConnectionsNotCounted) {
+        return 0;
+    }
+    let share = settings.connection_share_ppm;
+    let reported = u64::from(node.report.connections) * LOAD_SCALE;
+    let milli = reported.saturating_add_signed(more_milli);
+    let base = pool.mean_connections.max(settings.connection_floor * LOAD_SCALE);
+    let beside_others = part(per_weight(node, milli), share, base);
+    let all = reported + u64::from(free(node, settings)) * LOAD_SCALE;
+    let room = all.saturating_sub(milli);
+    let crowded = part(milli, share, room).min(CROWDED_MAX * share);
+    beside_others.saturating_add(crowded)
 }
 
 /// A node's place in the order.
 pub(crate) fn score(node: &Node, pool: &Pool, settings: &Settings) -> Score {
-    let (teams, cpu) = busy(node, pool, settings);
-    let last_resort = last_resort(node, settings).is_some();
     Score {
         distrusted: u8::from(node.trust.gate().is_some()),
-        older_version: u8::from(last_resort || node.version_rank < pool.newest_version),
-        last_resort: u8::from(last_resort),
-        busy: teams + cpu,
+        busy: busy(node, pool, settings).sum(),
         teams: node.team_count(),
         last_chosen: node.last_chosen,
         node: node.id().clone(),
@@ -207,17 +317,21 @@ pub(crate) fn score(node: &Node, pool: &Pool, settings: &Settings) -> Score {
 
 /// A node's score for people.
 pub(crate) fn view(node: &Node, pool: &Pool, settings: &Settings) -> ScoreView {
-    let (teams_ppm, cpu_ppm) = busy(node, pool, settings);
-    let pending = node.pending.microcores().max(0).unsigned_abs() / 1_000;
+    let busy = busy(node, pool, settings);
+    let whole = |milli: i64| milli.max(0).unsigned_abs() / 1_000;
     ScoreView {
         node: node.id().clone(),
-        busy_ppm: teams_ppm + cpu_ppm,
-        teams_ppm,
-        cpu_ppm,
+        busy_ppm: busy.sum(),
+        teams_ppm: busy.teams,
+        connections_ppm: busy.connections,
+        cpu_ppm: busy.cpu,
+        strain_ppm: busy.strain,
         teams: node.team_count(),
+        connections: node.report.connections,
+        connections_pending: u32::try_from(whole(node.coming.milli())).unwrap_or(u32::MAX),
         cpu_average: node.report.cpu_average,
-        cpu_pending: Millicores::clamped(pending),
-        last_resort: node.trust.gate().or(last_resort(node, settings)),
+        cpu_pending: Millicores::clamped(whole(node.pending.milli())),
+        last_resort: node.trust.gate().or(strain::strained_by(node, settings)),
     }
 }
 
@@ -226,19 +340,4 @@ pub(crate) fn keep_ppm(elapsed_ms: u64, half_life_ms: u64) -> i64 {
     // Rounding to parts per million hides the last bits, in which math libraries differ.
     let keep = (-(elapsed_ms as f64) / half_life_ms.max(1) as f64).exp2();
     (keep * 1e6).round() as i64
-}
-
-/// Whether a young node has had its share: twice what an even spread since it came would have given it.
-pub(crate) fn had_its_share(
-    node: &Node,
-    pool: &Pool,
-    pool_placed: u64,
-    settings: &Settings,
-    now: Timestamp,
-) -> bool {
-    if now.since(node.ready_since) >= settings.young_ms || node.placed < settings.young_floor {
-        return false;
-    }
-    let since = pool_placed - node.pool_placed_before + 1;
-    (node.placed + 1) * pool.ready > 2 * since
 }

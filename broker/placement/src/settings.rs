@@ -40,23 +40,41 @@ pub struct Settings {
     pub new_names_per_s: u64,
     /// Team load's part of the score, in parts per million.
     pub team_share_ppm: u64,
+    /// The connections' part of the score, in parts per million.
+    pub connection_share_ppm: u64,
     /// CPU's part of the score, in parts per million.
     pub cpu_share_ppm: u64,
     /// Below this mean load, counted in default weights, differences in teams count less: with two
     /// teams in a pool, one team more is not a node twice as busy.
     pub load_floor: u64,
-    /// CPU above this part of a node's cores makes it a last resort, in parts per million.
+    /// Below this mean of connections, differences in connections count less: the first teams of a pool
+    /// may be of any size.
+    pub connection_floor: u64,
+    /// CPU above this part of a node's cores counts as strain, in parts per million.
     pub cpu_ceiling_ppm: u64,
-    /// The half-life in which expected CPU fades, the same as that of the nodes' average.
+    /// What strain adds to the score at once, in parts per million: about what half a mean node scores. Two nodes
+    /// that tell of it a heartbeat apart differ by that much in between.
+    pub strain_ppm: u64,
+    /// What strain adds once it has lasted, in parts per million: with it a node gets nothing new unless the
+    /// others have more than twice the mean.
+    pub strain_lasting_ppm: u64,
+    /// The half-life in which expected CPU fades, the same as that of the nodes' average; strain and the
+    /// counts of late placements rise and fall with it, too.
     pub half_life_ms: u64,
+    /// The half-life in which expected connections fade: clients come within seconds, and a report counts
+    /// them as they come.
+    pub arrive_half_life_ms: u64,
     /// Weights that must be known before a team's expected CPU is believed.
     pub cost_min_weights: u64,
     /// The most CPU that one default weight is expected to cost, in millicores.
     pub cost_cap_millicores: u64,
-    /// How long a node counts as young.
-    pub young_ms: u64,
-    /// What a young node may take before its share is looked at: a pool that starts empty must not stall.
-    pub young_floor: u64,
+    /// The most connections that one default weight is expected to bring.
+    pub connections_cap: u64,
+    /// In this time doubles what a node may take in a row that joined, was uncordoned or undrained; 0: it
+    /// may take any number at once.
+    pub warm_up_ms: u64,
+    /// What it may take in a row at first: a pool that starts empty must not stall.
+    pub warm_up_teams: u64,
     /// Clock difference between a node and the broker beyond which its tickets would not fit.
     pub wall_skew_ms: u64,
     /// Part of the nodes that may be silent at once before self-preservation, in parts per million.
@@ -113,15 +131,21 @@ impl Default for Settings {
             max_nodes: 10_000,
             new_names: 256,
             new_names_per_s: 4,
-            team_share_ppm: 500_000,
-            cpu_share_ppm: 500_000,
+            team_share_ppm: 400_000,
+            connection_share_ppm: 200_000,
+            cpu_share_ppm: 400_000,
             load_floor: 10,
+            connection_floor: 50,
             cpu_ceiling_ppm: 900_000,
+            strain_ppm: 500_000,
+            strain_lasting_ppm: 1_000_000,
             half_life_ms: 15_000,
+            arrive_half_life_ms: 2_000,
             cost_min_weights: 100,
             cost_cap_millicores: 50,
-            young_ms: 60_000,
-            young_floor: 16,
+            connections_cap: 50,
+            warm_up_ms: 60_000,
+            warm_up_teams: 16,
             wall_skew_ms: 5_000,
             silent_share_ppm: 300_000,
             preserve_ms: 60_000,

@@ -59,10 +59,10 @@ impl Core {
             return;
         };
         let held: BTreeSet<TeamId> = self.held_here(&operation.node, now).into_iter().collect();
-        let teams: &BTreeSet<TeamId> = if operation.kind == OperationKind::Shed {
-            &operation.chosen
-        } else {
+        let teams: &BTreeSet<TeamId> = if operation.kind == OperationKind::Drain {
             &node.teams
+        } else {
+            &operation.chosen
         };
         let mean_milli = node.connections_per_team_milli();
         let going = teams.iter().filter(|team| !held.contains(*team));
@@ -72,7 +72,7 @@ impl Core {
             milli += last;
             still += 1;
         }
-        let still_there = if operation.has_counts || operation.kind == OperationKind::Shed {
+        let still_there = if operation.has_counts || operation.kind != OperationKind::Drain {
             u32::try_from(milli / 1_000).unwrap_or(u32::MAX)
         } else {
             node.report.connections

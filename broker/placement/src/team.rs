@@ -83,6 +83,8 @@ pub(crate) struct Team {
     pub(crate) moving: Option<Move>,
     /// The operation that gave it its owner.
     pub(crate) moved_by: Option<OperationId>,
+    /// The connections that it had at its last node, once it has left one.
+    pub(crate) brings: Option<u32>,
 }
 
 impl Team {
@@ -98,6 +100,7 @@ impl Team {
             activation: Activation::Owned,
             moving: None,
             moved_by: None,
+            brings: None,
         }
     }
 
@@ -121,6 +124,7 @@ impl Team {
             },
             moving: None,
             moved_by: record.moved_by,
+            brings: None,
         }
     }
 

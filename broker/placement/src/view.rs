@@ -7,7 +7,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{
-    DecisionView, NodeView, OperationView, Pin, StatusView, TeamView, TeamsView, WhyView,
+    DecisionView, Imbalance, NodeView, OperationView, Pin, StatusView, TeamView, TeamsView, WhyView,
 };
 
 use crate::choose::Decision;
@@ -15,10 +15,15 @@ use crate::core::Core;
 use crate::node::{Intent, Node};
 use crate::operation::Operation;
 use crate::score;
+use crate::strain;
 use crate::team::{Move, Team};
 
 /// The most teams of one page.
 const PAGE_MAX: usize = 1_000;
+const PPM: u64 = 1_000_000;
+/// Below this mean of CPU, in parts per million of a node's cores, differences count less: idle processes
+/// differ by more than half for no reason.
+const CPU_FLOOR_PPM: u64 = 100_000;
 
 impl Core {
     /// The cluster that this core decides for.
@@ -132,7 +137,7 @@ impl Core {
 
     fn node_view(&self, node: &Node, now: Timestamp) -> NodeView {
         let gate = score::gate(node, &self.settings);
-        let last_resort = node.trust.gate().or(score::last_resort(node, &self.settings));
+        let last_resort = node.trust.gate().or(strain::strained_by(node, &self.settings));
         let operation = match &node.intent {
             Intent::Draining(operation) => Some(operation.clone()),
             _ => None,
@@ -158,6 +163,7 @@ impl Core {
             cpu_now: node.report.cpu_now,
             cpu_average: node.report.cpu_average,
             memory_bytes: node.report.memory_bytes,
+            memory: node.report.memory,
             score: score::view(node, &self.pool, &self.settings),
             gates: gate.into_iter().chain(last_resort).collect(),
             heartbeat_age_ms: now.since(node.heard()),
@@ -206,6 +212,7 @@ impl Core {
             .values()
             .filter(|operation| operation.is_running())
             .count();
+        let imbalance = self.imbalance();
         StatusView {
             cluster: self.cluster,
             broker: self.broker,
@@ -217,25 +224,35 @@ impl Core {
             teams: self.teams.len() as u64,
             teams_unplaced: self.unplaced.len() as u64,
             connections,
-            imbalance_ppm: self.imbalance_ppm(),
+            imbalance_ppm: imbalance.most(),
+            imbalance,
             operations_running: u32::try_from(running).unwrap_or(u32::MAX),
             links_refused: BTreeMap::new(),
             self_preservation: self.preservation(now),
         }
     }
 
-    fn imbalance_ppm(&self) -> u64 {
-        let loads = || {
-            self.index
-                .order
-                .iter()
-                .filter_map(|key| self.nodes.get(&key.node))
-                .map(score::team_load)
+    /// The busiest over the mean of the ready nodes: the full ones, too, since they are the busiest.
+    fn imbalance(&self) -> Imbalance {
+        let settings = &self.settings;
+        let of = |figure: fn(&Node) -> u64, floor: u64| {
+            let figures = || {
+                self.nodes
+                    .values()
+                    .filter(|node| score::is_ready(node))
+                    .map(figure)
+            };
+            let (count, sum) = (figures().count() as u64, figures().sum::<u64>());
+            let most = figures().max().unwrap_or(0);
+            // The largest over the mean, with the division left for last.
+            let ratio =
+                u128::from(most) * u128::from(count * PPM) / u128::from(sum.max(floor * count).max(1));
+            u64::try_from(ratio).unwrap_or(u64::MAX).max(PPM)
         };
-        let (count, sum) = (loads().count() as u64, loads().sum::<u64>());
-        match (loads().max(), sum) {
-            (Some(most), sum) if sum > 0 => most * count * 1_000_000 / sum,
-            _ => 1_000_000,
+        Imbalance {
+            teams_ppm: of(score::team_load, settings.load_floor * 1_000),
+            connections_ppm: of(score::connection_load, settings.connection_floor * 1_000),
+            cpu_ppm: of(score::cpu_ppm, CPU_FLOOR_PPM),
         }
     }
 }

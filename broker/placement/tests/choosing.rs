@@ -4,7 +4,7 @@
 
 mod world;
 
-use usher_placement::{Answer, Ask, Refusal, Settings};
+use usher_placement::{Answer, Ask, Notice, Refusal, Settings};
 use usher_shared::link::{Capacity, Health};
 use usher_shared::quantity::{Millicores, Weight};
 use usher_shared::rest::{Cause, Gate, Pin, PinStrength, TeamPatch, TeamPut};
@@ -194,7 +194,7 @@ fn when_every_node_is_gated_the_answer_is_a_refusal_that_says_why() {
 }
 
 #[test]
-fn a_node_above_the_ceiling_or_under_pressure_is_the_last_resort() {
+fn a_node_that_stays_above_the_ceiling_or_under_pressure_is_the_last_resort() {
     let mut world = World::new();
     world.add("hot");
     world.add("pressed");
@@ -208,12 +208,167 @@ fn a_node_above_the_ceiling_or_under_pressure_is_the_last_resort() {
     }
     world.nodes.get_mut(&node("hot")).unwrap().cpu = 1_900;
     world.nodes.get_mut(&node("pressed")).unwrap().health = Health::Pressure;
-    world.advance(2_000);
+    world.advance(60_000);
     assert_eq!(world.place("t"), "loaded");
     world.ask(Ask::Cordon { node: node("loaded") }).unwrap();
     assert_eq!(world.place("u"), "pressed");
     let why = world.core.why(&team("u"), world.now).unwrap();
-    assert_eq!(why.decisions[0].best[0].last_resort, Some(Gate::Pressure));
+    let best = &why.decisions[0].best[0];
+    assert_eq!(best.last_resort, Some(Gate::Pressure));
+    assert!(best.strain_ppm > 1_300_000, "{best:?}");
+    let told =
+        |by| world.noticed(|notice| matches!(notice, Notice::Strained { by: told, .. } if *told == by));
+    assert!(told(Some(Gate::Pressure)) && told(Some(Gate::CpuCeiling)));
+    world.nodes.get_mut(&node("pressed")).unwrap().health = Health::Good;
+    world.advance(60_000);
+    assert!(world.noticed(|notice| matches!(notice, Notice::Strained { by: None, .. })));
+    let view = world.core.node(&node("pressed"), world.now).unwrap();
+    assert!(
+        view.score.strain_ppm < 100_000,
+        "it is as good as the others again: {view:?}"
+    );
+}
+
+#[test]
+fn of_the_next_teams_a_node_that_says_it_is_under_pressure_gets_none() {
+    let mut world = World::new();
+    for name in ["a", "b", "pressed"] {
+        world.add(name);
+    }
+    world.nodes.get_mut(&node("pressed")).unwrap().health = Health::Pressure;
+    world.advance(1_100);
+    for serial in 0..20 {
+        world.place(&format!("t{serial}"));
+    }
+    assert_eq!(world.spread()["pressed"], 0);
+}
+
+#[test]
+fn a_burst_does_not_go_as_a_whole_to_the_last_node_to_tell_of_pressure() {
+    // Both nodes are on one machine. The one has told, the other will within a heartbeat.
+    for standing in [0, 60, 600] {
+        let mut world = World::new();
+        world.add("told");
+        world.add("untold");
+        for serial in 0..standing {
+            world.place(&format!("s{serial}"));
+        }
+        world.advance(120_000);
+        let before = world.spread();
+        world.nodes.get_mut(&node("told")).unwrap().health = Health::Pressure;
+        world.beat("told");
+        for serial in 0..150 {
+            world.place(&format!("t{serial}"));
+            world.advance(4);
+        }
+        world.nodes.get_mut(&node("untold")).unwrap().health = Health::Pressure;
+        world.beat("untold");
+        for serial in 150..300 {
+            world.place(&format!("t{serial}"));
+            world.advance(4);
+        }
+        let got = world.spread()["told"] - before["told"];
+        assert!((100..=160).contains(&got), "{got} of 300 beside {standing} teams");
+    }
+}
+
+#[test]
+fn nodes_that_cross_the_cpu_ceiling_one_after_the_other_share_a_burst() {
+    let mut world = World::new();
+    world.add("a");
+    world.add("b");
+    world.advance(120_000);
+    world.nodes.get_mut(&node("a")).unwrap().cpu = 1_810;
+    world.nodes.get_mut(&node("b")).unwrap().cpu = 1_790;
+    world.advance(1_000);
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    assert!(spread["a"] >= 100, "{spread:?}");
+}
+
+#[test]
+fn a_node_with_most_of_the_connections_gets_few_of_the_next_teams_whatever_its_capacity() {
+    for capacity in [1_100, 20_000, 1_000_000, u32::MAX] {
+        let mut world = World::new();
+        for name in ["a", "b", "c"] {
+            world.add_with(name, |hello| {
+                hello.capacity.connections = capacity;
+            });
+        }
+        for serial in 0..3 {
+            world.place(&format!("r{serial}"));
+        }
+        world.nodes.get_mut(&node("a")).unwrap().connections = 1_000;
+        world.nodes.get_mut(&node("a")).unwrap().descriptors_left = u32::MAX;
+        world.advance(2_000);
+        for serial in 0..30 {
+            world.place(&format!("t{serial}"));
+        }
+        let more = world.spread()["a"] - 1;
+        assert!(
+            more <= 5,
+            "{more} of 30 went to the node with all the connections of {capacity}"
+        );
+        let imbalance = world.core.status(world.now).imbalance;
+        assert_eq!(imbalance.connections_ppm, 3_000_000);
+        assert_eq!(imbalance.cpu_ppm, 1_000_000);
+        assert_eq!(world.core.status(world.now).imbalance_ppm, 3_000_000);
+        let why = world.core.why(&team("t0"), world.now).unwrap();
+        let best = &why.decisions[0].best;
+        let crowded = best.iter().find(|score| score.node == node("a")).unwrap();
+        assert!(
+            crowded.connections_ppm >= 600_000 && crowded.connections == 1_000,
+            "{crowded:?}"
+        );
+    }
+}
+
+#[test]
+fn a_node_keeps_its_last_room_for_the_teams_that_it_has() {
+    // Connections are even. What differs is how much each may still take.
+    let mut world = World::new();
+    world.add_with("small", |hello| hello.capacity.connections = 1_000);
+    world.add("large");
+    for name in ["small", "large"] {
+        world.nodes.get_mut(&node(name)).unwrap().connections = 900;
+    }
+    world.advance(2_000);
+    for serial in 0..100 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    assert!(spread["small"] <= 30, "{spread:?}");
+}
+
+#[test]
+fn a_burst_between_two_reports_does_not_herd_onto_the_node_with_the_fewest_connections() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.add(name);
+    }
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    world.advance(60_000);
+    for (name, connections) in [("a", 3_000), ("b", 3_000), ("c", 2_000)] {
+        world.nodes.get_mut(&node(name)).unwrap().connections = connections;
+    }
+    world.advance(2_000);
+    // No report comes between these: only the connections that they are expected to bring can tell.
+    for serial in 300..600 {
+        world.place(&format!("t{serial}"));
+    }
+    let spread = world.spread();
+    assert!((100..=150).contains(&(spread["c"] - 100)), "{spread:?}");
+    let coming = world
+        .core
+        .node(&node("c"), world.now)
+        .unwrap()
+        .score
+        .connections_pending;
+    assert!(coming > 2_000, "{coming}");
 }
 
 fn pin(name: &str, strength: PinStrength) -> Pin {
@@ -388,22 +543,113 @@ fn a_new_node_takes_at_most_twice_its_share_at_first() {
     }
     let new = world.spread()["new"];
     assert!(
-        (45..=55).contains(&new),
-        "half of the placements at four nodes, not all: {new}"
+        (38..=42).contains(&new),
+        "twice what each of the three others got, not all: {new}"
     );
 }
 
-#[test]
-fn while_versions_are_mixed_the_newer_one_is_preferred() {
-    let mut world = World::new();
-    world.add("old");
-    world.add_with("new", |hello| hello.version = "1.1.0".to_owned());
-    for serial in 0..10 {
-        assert_eq!(world.place(&format!("t{serial}")), "new");
+/// How many of 250 teams in a row go to an empty node beside full ones, and the longest run of them.
+fn burst_beside(world: &mut World, name: &str) -> (u32, u32) {
+    let (mut got, mut run, mut longest) = (0, 0, 0);
+    for serial in 0..250 {
+        if world.place(&format!("burst{serial}")) == name {
+            got += 1;
+            run += 1;
+            longest = longest.max(run);
+        } else {
+            run = 0;
+        }
     }
-    world.nodes.get_mut(&node("new")).unwrap().cpu = 1_900;
-    world.advance(1_100);
-    assert_eq!(world.place("u"), "old", "not beyond the ceiling");
+    (got, longest)
+}
+
+#[test]
+fn what_a_new_node_takes_in_a_row_grows_with_its_age_and_never_jumps() {
+    for (others, age_s, most, in_a_row) in [
+        (3, 0, 110, 17),
+        (3, 59, 110, 33),
+        (3, 61, 110, 34),
+        (3, 120, 120, 66),
+        (1, 61, 170, 34),
+        (9, 61, 60, 34),
+        (3, 900, 250, 250),
+    ] {
+        let mut world = World::new();
+        for serial in 0..others {
+            world.add(&format!("old{serial}"));
+        }
+        for serial in 0..300 * others {
+            world.place(&format!("t{serial}"));
+        }
+        world.advance(600_000);
+        world.add("new");
+        world.advance(age_s * 1_000);
+        let (got, longest) = burst_beside(&mut world, "new");
+        assert!(
+            got >= 30 && got <= most && longest <= in_a_row,
+            "after {age_s} s beside {others}: {got} of 250, {longest} in a row"
+        );
+    }
+}
+
+#[test]
+fn a_node_that_is_let_in_again_warms_up_as_a_new_one_does() {
+    for drained in [false, true] {
+        let mut world = World::new();
+        for name in ["a", "b", "c", "back"] {
+            world.add(name);
+        }
+        let id = node("back");
+        if drained {
+            world.drain("back");
+        } else {
+            world.ask(Ask::Cordon { node: id.clone() }).unwrap();
+        }
+        for serial in 0..900 {
+            world.place(&format!("t{serial}"));
+        }
+        world.advance(3_600_000);
+        let again = if drained {
+            Ask::Undrain { node: id }
+        } else {
+            Ask::Uncordon { node: id }
+        };
+        world.ask(again).unwrap();
+        world.advance(61_000);
+        let (got, longest) = burst_beside(&mut world, "back");
+        assert!(got <= 110 && longest <= 34, "{got} of 250, {longest} in a row");
+    }
+}
+
+#[test]
+fn teams_that_trickle_in_all_go_to_the_empty_node_however_young_it_is() {
+    let mut world = World::new();
+    for name in ["a", "b", "c"] {
+        world.add(name);
+    }
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    world.advance(600_000);
+    world.add("new");
+    for serial in 300..330 {
+        assert_eq!(world.place(&format!("t{serial}")), "new");
+        world.advance(5_000);
+    }
+}
+
+#[test]
+fn a_nodes_version_decides_nothing() {
+    let mut world = World::new();
+    world.add("a");
+    world.add_with("b", |hello| hello.version = "1.1.0".to_owned());
+    world.add_with("c", |hello| hello.version = "mini-0.1".to_owned());
+    for serial in 0..300 {
+        world.place(&format!("t{serial}"));
+    }
+    for (name, teams) in world.spread() {
+        assert!((97..=103).contains(&teams), "{name} has {teams}");
+    }
 }
 
 #[test]
@@ -456,8 +702,8 @@ fn expected_cpu_is_at_most_half_of_the_score() {
         world.place(&format!("t{serial}"));
     }
     for view in world.core.nodes(world.now) {
-        let share = u64::from(view.score.cpu_pending.get()) * 500_000 / 2_000;
-        let known = view.score.teams_ppm + 500_000 * u64::from(view.cpu_average.get()) / 2_000;
+        let share = u64::from(view.score.cpu_pending.get()) * 400_000 / 2_000;
+        let known = view.score.teams_ppm + 400_000 * u64::from(view.cpu_average.get()) / 2_000;
         assert!(view.score.cpu_pending > Millicores::default());
         assert!(view.score.busy_ppm <= known + share.min(known), "{view:?}");
     }

@@ -18,6 +18,9 @@ struct Plain {
     cores: u32,
     cpu: u32,
     capacity: u32,
+    connections: u32,
+    room: u32,
+    pressed: bool,
     cordoned: bool,
 }
 
@@ -29,22 +32,33 @@ fn plain_node() -> impl Strategy<Value = Plain> {
         500..=8_000_u32,
         0..=2_000_u32,
         capacity,
+        prop_oneof![2 => Just(0_u32), 1 => 0..=3_000_u32],
+        prop_oneof![2 => Just(100_000_u32), 1 => 0..=400_u32],
+        prop::bool::weighted(0.2),
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(weight, cores, cpu, capacity, cordoned)| Plain {
-            weight,
-            cores,
-            cpu,
-            capacity,
-            cordoned,
-        })
+        .prop_map(
+            |(weight, cores, cpu, capacity, connections, room, pressed, cordoned)| Plain {
+                weight,
+                cores,
+                cpu,
+                capacity,
+                connections,
+                room,
+                pressed,
+                cordoned,
+            },
+        )
 }
 
-/// Nothing on its way counts and nobody is young, so that the state is all in the model's hands.
+/// Nothing on its way counts, nobody is young and strain is all there at once, so that the state is all in the
+/// model's hands.
 fn settled() -> Settings {
     Settings {
         cost_cap_millicores: 0,
-        young_ms: 0,
+        connections_cap: 0,
+        strain_lasting_ppm: 0,
+        warm_up_ms: 0,
         ..Settings::default()
     }
 }
@@ -61,30 +75,34 @@ fn obvious_choice(
         .filter(|(_, node)| !node.cordoned)
         .map(|(name, _)| name)
         .collect();
-    let mean = ready
-        .iter()
-        .map(|name| load(name))
-        .sum::<u64>()
-        .checked_div(ready.len() as u64)
-        .unwrap_or(0);
+    let mean = |load: &dyn Fn(&str) -> u64| {
+        let sum: u64 = ready.iter().map(|name| load(name)).sum();
+        sum.checked_div(ready.len() as u64).unwrap_or(0)
+    };
+    let connected =
+        |name: &str| u64::from(nodes[name].connections) * 1_000 * 100 / u64::from(nodes[name].weight);
+    let (mean_load, mean_connected) = (mean(&load), mean(&connected));
     let candidates = ready
-        .into_iter()
-        .filter(|name| teams[*name] < nodes[*name].capacity);
+        .iter()
+        .filter(|name| teams[**name] < nodes[**name].capacity && nodes[**name].room > 0);
     candidates
         .min_by_key(|name| {
-            let node = &nodes[*name];
-            let hot = u64::from(node.cpu) * 1_000_000 / u64::from(node.cores) > 900_000;
-            let by_teams = 500_000 * load(name) / mean.max(10_000);
-            let by_cpu = 500_000 * u64::from(node.cpu) / u64::from(node.cores);
+            let name = name.as_str();
+            let node = &nodes[name];
+            let cpu = u64::from(node.cpu) * 1_000_000 / u64::from(node.cores);
+            let by_teams = 400_000 * load(name) / mean_load.max(10_000);
+            let beside_others = 200_000 * connected(name) / mean_connected.max(50_000);
+            let crowded = 200_000 * u64::from(node.connections) / u64::from(node.room);
+            let by_cpu = 400_000 * u64::from(node.cpu) / u64::from(node.cores);
+            let strain = if node.pressed || cpu > 900_000 { 500_000 } else { 0 };
             (
-                hot,
-                by_teams + by_cpu,
-                teams[*name],
-                chosen_at.get(*name).copied().unwrap_or(0),
-                (*name).clone(),
+                by_teams + beside_others + crowded.min(2_000_000) + by_cpu + strain,
+                teams[name],
+                chosen_at.get(name).copied().unwrap_or(0),
+                name.to_owned(),
             )
         })
-        .cloned()
+        .map(|name| (*name).clone())
 }
 
 proptest! {
@@ -102,9 +120,15 @@ proptest! {
             world.add_with(name, |hello| {
                 hello.weight = Weight::new(plain.weight).unwrap();
                 hello.cores = Millicores::new(plain.cores).unwrap();
-                hello.capacity = Capacity { teams: plain.capacity, connections: 1_000 };
+                hello.capacity = Capacity { teams: plain.capacity, connections: plain.connections + plain.room };
             });
-            world.nodes.get_mut(&node(name)).unwrap().cpu = plain.cpu;
+            let fake = world.nodes.get_mut(&node(name)).unwrap();
+            fake.cpu = plain.cpu;
+            fake.connections = plain.connections;
+            fake.descriptors_left = u32::MAX;
+            if plain.pressed {
+                fake.health = usher_shared::link::Health::Pressure;
+            }
             if plain.cordoned {
                 world.ask(Ask::Cordon { node: node(name) }).unwrap();
             }

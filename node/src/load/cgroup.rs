@@ -1,4 +1,4 @@
-//! The CPU quota of this process's cgroup, version 1, version 2, or both mounted side by side.
+//! The cgroups of this process and their CPU quota, version 1, version 2, or both mounted side by side.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,27 +33,81 @@ impl Quota {
     }
 }
 
+/// A cgroup that this process is in, or one above it.
+pub(super) struct Group {
+    pub(super) version: Version,
+    pub(super) path: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    V1,
+    V2,
+}
+
+/// One line of `/proc/self/cgroup`: where this process is in one hierarchy.
+struct Membership<'a> {
+    version: Version,
+    controllers: &'a str,
+    path: &'a str,
+}
+
+fn memberships(text: &str) -> impl Iterator<Item = Membership<'_>> {
+    text.lines().filter_map(|line| {
+        // cgroups(7): hierarchy-ID:controller-list:cgroup-path.
+        let mut parts = line.splitn(3, ':');
+        let (hierarchy, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Membership {
+            version: if hierarchy == "0" {
+                Version::V2
+            } else {
+                Version::V1
+            },
+            controllers,
+            path,
+        })
+    })
+}
+
+/// Every group that binds this process in the hierarchies of this controller, parents included. Version 2
+/// says nothing of which controllers a group has; there its files tell.
+pub(super) fn groups(root: &Path, controller: &str) -> Vec<Group> {
+    let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mount = root.join("sys/fs/cgroup");
+    let mut groups = Vec::new();
+    for one in memberships(&text) {
+        let mounts = match one.version {
+            Version::V2 => vec![mount.clone(), mount.join("unified")],
+            Version::V1 if one.controllers.split(',').any(|name| name == controller) => {
+                vec![mount.join(one.controllers), mount.join(controller)]
+            }
+            Version::V1 => continue,
+        };
+        for mount in mounts {
+            groups.extend(upwards(&mount, one.path).map(|path| Group {
+                version: one.version,
+                path,
+            }));
+        }
+    }
+    groups
+}
+
 /// The tightest quota among the process's groups and their parents. A parent's quota binds its
 /// children, whatever theirs say.
 pub(super) fn tightest_quota(root: &Path) -> Option<Quota> {
     let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mount = root.join("sys/fs/cgroup");
     let mut quotas = Vec::new();
-    for line in text.lines() {
-        // cgroups(7): hierarchy-ID:controller-list:cgroup-path.
-        let mut parts = line.splitn(3, ':');
-        let (Some(hierarchy), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
-        else {
-            continue;
-        };
-        if hierarchy == "0" {
+    for one in memberships(&text) {
+        if one.version == Version::V2 {
             for mount in [mount.clone(), mount.join("unified")] {
-                quotas.extend(upwards(&mount, path).filter_map(|group| quota_v2(&group)));
+                quotas.extend(upwards(&mount, one.path).filter_map(|group| quota_v2(&group)));
             }
-        } else if controllers.split(',').any(|controller| controller == "cpu") {
-            for name in [controllers, "cpu,cpuacct", "cpu"] {
-                let groups = upwards(&mount.join(name), path);
-                quotas.extend(groups.filter_map(|group| quota_v1(&mount, &group, path)));
+        } else if one.controllers.split(',').any(|controller| controller == "cpu") {
+            for name in [one.controllers, "cpu,cpuacct", "cpu"] {
+                let groups = upwards(&mount.join(name), one.path);
+                quotas.extend(groups.filter_map(|group| quota_v1(&mount, &group, one.path)));
             }
         }
     }
@@ -113,6 +167,6 @@ fn cores(quota: u64, period: u64) -> Option<Millicores> {
     (cores > 0).then(|| Millicores::clamped(cores))
 }
 
-fn read_number(file: &Path) -> Option<u64> {
+pub(super) fn read_number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }

@@ -148,13 +148,13 @@ fn no_quota_nonsense_and_quotas_above_the_machine_mean_the_machine() {
 fn a_busy_machine_and_one_out_of_memory_are_under_pressure() {
     let root = tree(&[("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0\n")]);
     let mut sampler = Sampler::new(root.path(), 8);
-    assert_eq!(sampler.sample(SECOND).health, Health::Good);
+    assert_eq!(sampler.sample(SECOND).health(), Health::Good);
     write(root.path(), "proc/stat", "cpu  90 0 8 1 0 0 0 1 0 0\n");
-    assert_eq!(sampler.sample(SECOND).health, Health::Pressure);
+    assert_eq!(sampler.sample(SECOND).health(), Health::Pressure);
 
     let root = tree(&[("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 29 kB\n")]);
     assert_eq!(
-        Sampler::new(root.path(), 8).sample(SECOND).health,
+        Sampler::new(root.path(), 8).sample(SECOND).health(),
         Health::Pressure
     );
     write(
@@ -162,7 +162,107 @@ fn a_busy_machine_and_one_out_of_memory_are_under_pressure() {
         "proc/meminfo",
         "MemTotal: 1000 kB\nMemAvailable: 30 kB\n",
     );
-    assert_eq!(Sampler::new(root.path(), 8).sample(SECOND).health, Health::Good);
+    assert_eq!(Sampler::new(root.path(), 8).sample(SECOND).health(), Health::Good);
+}
+
+#[test]
+fn what_is_near_the_limit_of_a_containers_memory_is_under_pressure_until_it_has_room_again() {
+    let v2 = "sys/fs/cgroup/pod/node/";
+    let root = tree(&[
+        ("proc/self/cgroup", "0::/pod/node\n"),
+        ("sys/fs/cgroup/pod/memory.max", "max\n"),
+        (&format!("{v2}memory.max"), "1000000\n"),
+        (&format!("{v2}memory.high"), "max\n"),
+        (&format!("{v2}memory.current"), "849999\n"),
+        (
+            &format!("{v2}memory.stat"),
+            "anon 1\ninactive_file 0\nactive_file 5\n",
+        ),
+    ]);
+    let mut sampler = Sampler::new(root.path(), 8);
+    let mut pressure_at = |used: &str| {
+        write(root.path(), &format!("{v2}memory.current"), used);
+        sampler.sample(SECOND).pressure
+    };
+    assert_eq!(pressure_at("849999\n"), None);
+    assert_eq!(pressure_at("850000\n"), Some(Pressure::ContainerMemory));
+    assert_eq!(
+        pressure_at("800000\n"),
+        Some(Pressure::ContainerMemory),
+        "it does not come and go"
+    );
+    assert_eq!(pressure_at("799000\n"), None);
+    assert_eq!(pressure_at("849000\n"), None);
+    // Page cache that the kernel takes back first is not what it is short of.
+    write(root.path(), &format!("{v2}memory.stat"), "inactive_file 200000\n");
+    write(root.path(), &format!("{v2}memory.current"), "990000\n");
+    let reading = sampler.sample(SECOND);
+    let memory = Memory {
+        used_bytes: 790_000,
+        limit_bytes: 1_000_000,
+    };
+    assert_eq!((reading.memory, reading.health()), (Some(memory), Health::Good));
+}
+
+#[test]
+fn of_all_the_groups_that_bind_the_node_the_tightest_counts() {
+    let root = tree(&[
+        ("proc/self/cgroup", "7:memory:/slice/pod/node\n3:cpu,cpuacct:/\n"),
+        (
+            "sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "9223372036854771712\n",
+        ),
+        ("sys/fs/cgroup/memory/memory.usage_in_bytes", "5000000\n"),
+        (
+            "sys/fs/cgroup/memory/slice/pod/memory.limit_in_bytes",
+            "2000000\n",
+        ),
+        (
+            "sys/fs/cgroup/memory/slice/pod/memory.usage_in_bytes",
+            "1900000\n",
+        ),
+        (
+            "sys/fs/cgroup/memory/slice/pod/memory.stat",
+            "inactive_file 900000\ntotal_inactive_file 100000\n",
+        ),
+        (
+            "sys/fs/cgroup/memory/slice/pod/node/memory.limit_in_bytes",
+            "1000000\n",
+        ),
+        (
+            "sys/fs/cgroup/memory/slice/pod/node/memory.usage_in_bytes",
+            "500000\n",
+        ),
+        ("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 800 kB\n"),
+    ]);
+    let reading = Sampler::new(root.path(), 8).sample(SECOND);
+    assert_eq!(
+        reading.memory,
+        Some(Memory {
+            used_bytes: 1_800_000,
+            limit_bytes: 2_000_000
+        })
+    );
+    assert_eq!(reading.pressure, Some(Pressure::ContainerMemory));
+    // Slowed down by the kernel at `high` comes before being killed at `max`.
+    let root = tree(&[
+        ("proc/self/cgroup", "0::/\n"),
+        ("sys/fs/cgroup/memory.high", "1000\n"),
+        ("sys/fs/cgroup/memory.max", "2000\n"),
+        ("sys/fs/cgroup/memory.current", "900\n"),
+    ]);
+    let reading = Sampler::new(root.path(), 8).sample(SECOND);
+    assert_eq!(reading.memory.map(|memory| memory.limit_bytes), Some(1_000));
+    // Without a limit there is only the machine.
+    let root = tree(&[
+        ("proc/self/cgroup", "0::/\n"),
+        ("sys/fs/cgroup/memory.max", "max\n"),
+        ("sys/fs/cgroup/memory.current", "900\n"),
+        ("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 800 kB\n"),
+    ]);
+    let reading = Sampler::new(root.path(), 8).sample(SECOND);
+    assert_eq!(reading.memory.map(|memory| memory.limit_bytes), Some(1_024_000));
+    assert_eq!(reading.health(), Health::Good);
 }
 
 #[test]

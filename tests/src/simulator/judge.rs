@@ -80,6 +80,9 @@ impl World {
                         self.count("moved for a knock in self-preservation");
                     }
                 }
+                if *cause == Cause::Full {
+                    self.count("moved off a full node");
+                }
                 self.check_assigned(team, node, *cause, *last_resort);
                 self.check_trusted(node, *cause, *last_resort);
             }
@@ -229,12 +232,20 @@ impl World {
         if !Self::is_a_choice(cause) {
             return;
         }
-        let Some(known) = self.mirror.nodes.get(node) else {
+        let Some(known) = self.mirror.nodes.get(node).cloned() else {
             return self.fail(format!("S15: {team} was assigned to {node}, which nobody knows"));
         };
         if known.dead.is_some() || !known.reported || known.link.is_none() {
             self.fail(format!(
                 "S15: {team} was assigned to {node}, which is not there ({cause:?})"
+            ));
+        }
+        // Room for other moves was asked for some time ago.
+        let just_chosen = matches!(cause, Cause::Connect | Cause::Failover | Cause::Knock);
+        if just_chosen && known.connections >= known.capacity {
+            self.fail(format!(
+                "S22: {team} was assigned to {node}, which is full with {} connections ({cause:?})",
+                known.connections
             ));
         }
         let evidenced =

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{Ask, Event, RequestId};
 use usher_shared::id::{NodeId, TeamId};
-use usher_shared::rest::{Gate, NodeState, OperationKind, OperationState, TeamView};
+use usher_shared::rest::{Gate, NodeState, NodeView, OperationKind, OperationState, TeamView};
 
 use super::agenda::{ForBroker, Happens, Which};
+use super::client::Manner;
 use super::mirror::dead_after_ms;
 use super::plan::Kind;
 use super::world::{Phase, World};
@@ -182,6 +183,7 @@ impl World {
         self.check_sums();
         self.check_operations();
         self.check_decisions();
+        self.check_crowding();
         self.check_spread();
     }
 
@@ -242,7 +244,8 @@ impl World {
             });
             match known.seat {
                 None if self.dials_in_vain_for_ever(client) => {}
-                None if full || known.away_since > self.now - 15_000 => {}
+                None if known.away_since > self.now - 15_000 => {}
+                None if full => self.check_refused(client, owner),
                 None => self.fail(format!(
                     "L2: client {client} ({:?}) of {team} has been away since {}",
                     known.manner, known.away_since
@@ -254,6 +257,88 @@ impl World {
                     ));
                 }
                 Some(_) => {}
+            }
+        }
+    }
+
+    /// L8: who is refused because its team's node is full is not refused for ever while another node has room
+    /// for the whole team.
+    fn check_refused(&mut self, client: usize, owner: &NodeId) {
+        let known = self.clients[client].clone();
+        // One that dials the same URL again and again asks the broker once its ticket has expired.
+        let patient = known.manner == Manner::Redialler || known.away_since > self.now - 40_000;
+        let Some(node) = self.node_named(owner).filter(|_| !patient) else {
+            return;
+        };
+        if self.machines.iter().any(|machine| machine.forges) {
+            return;
+        }
+        let team = self.teams[known.team].clone();
+        let members = self.members(node, &team).len();
+        let now = self.broker_local();
+        let nodes = self
+            .main
+            .as_ref()
+            .map_or(Vec::new(), |broker| broker.core.nodes(now));
+        let has_room = |view: &NodeView| {
+            let room = view.capacity.connections.saturating_sub(view.connections);
+            view.node != *owner && view.gates.is_empty() && room as usize > members + members / 4 + 3
+        };
+        if let Some(view) = nodes.iter().find(|view| has_room(view)) {
+            self.fail(format!(
+                "L8: client {client} of {team} has been refused by {owner} since {}, while {} holds {} of {}",
+                known.away_since, view.node, view.connections, view.capacity.connections
+            ));
+        }
+    }
+
+    /// L9: a new team goes to no node that is nearly full while one is half empty that is no worse by its
+    /// teams.
+    fn check_crowding(&mut self) {
+        let now = self.broker_local();
+        let nodes = |world: &Self| -> Vec<NodeView> {
+            let views = world.main.as_ref().map(|broker| broker.core.nodes(now));
+            views.unwrap_or_default()
+        };
+        for probe in 0..PROBES {
+            let before = nodes(self);
+            let Ok(team) = format!("crowd{probe}").parse::<TeamId>() else {
+                continue;
+            };
+            let ask = Ask::Connect {
+                team: team.clone(),
+                may_create: true,
+                region: None,
+                knock: None,
+            };
+            self.last_request += 1;
+            let request = RequestId(self.last_request);
+            self.tell(Which::Main, Event::Request { request, ask });
+            let placed = self
+                .main
+                .as_ref()
+                .and_then(|broker| broker.core.team(&team, now)?.node);
+            let Some(taken) = before.iter().find(|view| Some(&view.node) == placed.as_ref()) else {
+                continue;
+            };
+            let percent = |view: &NodeView| view.connections * 100 / view.capacity.connections.max(1);
+            let better = before.iter().find(|view| {
+                view.gates.is_empty()
+                    && view.teams < view.capacity.teams
+                    && view.teams <= taken.teams
+                    && view.connections <= taken.connections
+                    && percent(view) < 50
+            });
+            if let Some(better) = better.filter(|_| percent(taken) >= 80) {
+                self.fail(format!(
+                    "L9: a new team went to {}, {} % full with {} teams, beside {}, {} % full with {}",
+                    taken.node,
+                    percent(taken),
+                    taken.teams,
+                    better.node,
+                    percent(better),
+                    better.teams
+                ));
             }
         }
     }

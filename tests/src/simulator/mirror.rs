@@ -81,6 +81,8 @@ pub(super) struct Known {
     pub(super) held: bool,
     pub(super) connections: u32,
     pub(super) teams: u32,
+    /// The most connections that it will hold.
+    pub(super) capacity: u32,
     seq: u64,
 }
 
@@ -149,6 +151,7 @@ impl World {
             held: false,
             connections: 0,
             teams: 0,
+            capacity: record.hello.capacity.connections,
             seq: 0,
         };
         let nodes: BTreeMap<NodeId, Known> = contents
@@ -256,6 +259,7 @@ impl World {
                     held: false,
                     connections: same.map_or(0, |known| known.connections),
                     teams: same.map_or(0, |known| known.teams),
+                    capacity: hello.capacity.connections,
                     seq: 0,
                 };
                 if let Some(of_name) = mirror.displaced.get_mut(&hello.node) {

@@ -3,7 +3,7 @@
 
 use usher_shared::id::Incarnation;
 use usher_shared::link::{
-    Clients, Descriptors, Health, Heartbeat, Held, Inventory, RefusedCode, ToBroker, ToNode,
+    Clients, Descriptors, Health, Heartbeat, Held, Inventory, LargeTeam, RefusedCode, ToBroker, ToNode,
 };
 use usher_shared::quantity::Millicores;
 
@@ -241,6 +241,13 @@ impl World {
             heard_ms: process.client_heard.map(|heard| now.since(heard)),
             ping_ms: super::client::PING_MS,
         };
+        let mut rooms: Vec<_> = process.rooms.iter().collect();
+        rooms.sort_by_key(|(_, members)| std::cmp::Reverse(members.len()));
+        let large_teams = rooms.into_iter().take(16).map(|(team, members)| LargeTeam {
+            team: team.clone(),
+            connections: u32::try_from(members.len()).unwrap_or(u32::MAX),
+        });
+        let large_teams = large_teams.collect();
         let heartbeat = Heartbeat {
             seq,
             boot_ms: now.as_millis(),
@@ -248,6 +255,7 @@ impl World {
             cpu_now: Millicores::default(),
             cpu_average: Millicores::default(),
             memory_bytes: 0,
+            memory: None,
             connections: process.connections,
             teams: u32::try_from(process.mandate.holdings.held()).unwrap_or(u32::MAX),
             fds: Descriptors {
@@ -258,6 +266,7 @@ impl World {
             idle_teams,
             hot_teams: Vec::new(),
             clients: Some(clients),
+            large_teams,
         };
         if !client_cut && heartbeat.connections > 0 {
             self.got_through(node);

@@ -80,6 +80,7 @@ pub struct FakeNode {
     pub held: BTreeMap<TeamId, Holding>,
     pub cpu: u32,
     pub connections: u32,
+    pub large_teams: Vec<LargeTeam>,
     pub wall_skew_ms: i64,
     /// How fast its clock runs, beside everybody else's.
     pub clock_percent: u64,
@@ -286,6 +287,7 @@ impl World {
             held: BTreeMap::new(),
             cpu: 10,
             connections: 0,
+            large_teams: Vec::new(),
             wall_skew_ms: 0,
             clock_percent: 100,
             health: Health::Good,
@@ -354,6 +356,7 @@ impl World {
             cpu_now: Millicores::new(fake.cpu).unwrap(),
             cpu_average: Millicores::new(fake.cpu).unwrap(),
             memory_bytes: 1 << 20,
+            memory: None,
             connections: fake.connections,
             teams: fake.held.len() as u32,
             fds: Descriptors {
@@ -364,6 +367,7 @@ impl World {
             idle_teams: Vec::new(),
             hot_teams: Vec::new(),
             clients: fake.clients,
+            large_teams: fake.large_teams.clone(),
         };
         self.tell(Event::Heartbeat {
             link,
