@@ -5,7 +5,6 @@
 mod world;
 
 use usher_placement::{Event, LinkId, Notice, Preservation, ProbeOutcome};
-use usher_shared::link::Exited;
 use usher_shared::rest::{BrokerState, Cause};
 use world::{World, node, pool, team};
 
@@ -130,11 +129,8 @@ fn a_refusal_and_a_proof_are_believed_in_self_preservation() {
     world.tell(refused);
     world.advance(200);
     assert_eq!((world.spread()["a"], world.spread()["b"]), (0, 10));
-    let exited = Event::Exited(Exited {
-        node: node("b"),
-        incarnation: incarnation(&world, "b"),
-    });
-    world.tell(exited);
+    let exited = world.exit_of("b");
+    world.tell(Event::Exited(exited));
     assert_eq!(world.spread()["b"], 0);
     world.check();
 }
