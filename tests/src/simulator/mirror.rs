@@ -209,6 +209,7 @@ impl World {
                     });
                 if follows_a_twin {
                     if let Some(known) = mirror.nodes.get_mut(&hello.node)
+                        && known.incarnation == hello.incarnation
                         && known.link.is_none()
                         && known.dead.is_none()
                     {
