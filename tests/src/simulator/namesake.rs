@@ -47,6 +47,12 @@ impl World {
         }
     }
 
+    /// Whether nobody listens at a namesake's address any more: its name goes on at that of the first.
+    pub(super) fn namesake_ended(&self, node: usize) -> bool {
+        let machine = &self.machines[node];
+        self.phase == Phase::Healed && machine.twin_of.is_some() && machine.process.is_none()
+    }
+
     /// Somebody who has the node token, and has seen a ticket, reports the exit of a process that lives.
     pub(super) fn lie(&mut self, node: usize) {
         let machine = &self.machines[node];

@@ -198,8 +198,8 @@ impl World {
     pub(super) fn dials_in_vain_for_ever(&self, client: usize) -> bool {
         let known = &self.clients[client];
         known.manner == super::client::Manner::Redialler
-            && known
-                .dials()
-                .is_some_and(|node| self.out_of_reach == Some(node) || self.machines[node].gone)
+            && known.dials().is_some_and(|node| {
+                self.out_of_reach == Some(node) || self.machines[node].gone || self.namesake_ended(node)
+            })
     }
 }
