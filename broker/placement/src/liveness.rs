@@ -57,6 +57,8 @@ impl Core {
     pub(crate) fn begin_grace(&mut self, now: Timestamp) {
         let lease_ms = self.nodes.values().map(|node| node.lease_ms).max();
         let Some(lease_ms) = lease_ms else { return };
+        // As after a start: nodes that have not come since a longer lease was set have it in no record.
+        let lease_ms = lease_ms.max(self.settings.lease_ms);
         for node in self.nodes.values_mut() {
             node.clock_pace.begin();
             match &mut node.seen {

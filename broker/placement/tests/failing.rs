@@ -518,6 +518,27 @@ fn a_broker_that_stood_still_accuses_nobody() {
 }
 
 #[test]
+fn a_broker_that_stands_still_just_after_a_longer_lease_was_set_waits_as_after_a_start() {
+    let mut world = pool(&["a", "b", "c"], 90);
+    let settings = Settings {
+        lease_ms: 10_000,
+        ..Settings::default()
+    };
+    world.restart_broker(settings);
+    world.now = world.now.plus(5_001);
+    world.core.handle_deadline(world.now);
+    world.pump();
+    world.connect("a");
+    world.connect("b");
+    world.advance(9_000);
+    assert_eq!(world.core.status(world.now).state, BrokerState::Grace);
+    assert_eq!(teams_of(&world, "c").len(), 30);
+    world.advance(2_000);
+    assert!(teams_of(&world, "c").is_empty());
+    world.check();
+}
+
+#[test]
 fn a_failover_has_a_report() {
     let mut world = pool(&["a", "b", "c"], 30);
     world.nodes.get_mut(&node("a")).unwrap().connections = 20;

@@ -149,7 +149,7 @@ impl World {
         self.crash_broker();
         if kind == Kind::Restore && self.disk.restore(&mut self.dice) {
             self.count("an old copy was put back");
-            self.truth.restored();
+            self.truth.restored(&self.disk.now);
         }
         if kind == Kind::LeaseChange {
             let heartbeat_ms = self.plan.heartbeat_ms;

@@ -8,13 +8,14 @@
 //! owner has not been heard of; leases keep their effects apart then, and epochs do not.
 
 use std::collections::{BTreeMap, BTreeSet};
-use usher_placement::{NodeEntry, Record, Route};
+use usher_placement::{NodeEntry, Record, Route, TeamRecord};
 use usher_shared::id::{Incarnation, NodeId, TeamId};
 use usher_shared::link::{HoldState, ToNode};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::Cause;
 
 use super::broker::{Asker, Reply};
+use super::disk::Contents;
 use super::forgery::FORGED_FROM;
 use super::node_work::term_of;
 use super::world::World;
@@ -52,8 +53,8 @@ impl Truth {
         self.highest
     }
 
-    /// An old copy of the disk was put back.
-    pub(super) fn restored(&mut self) {
+    /// An old copy of the disk was put back, with this on it.
+    pub(super) fn restored(&mut self, contents: &Contents) {
         self.forgot = true;
         let before = self
             .restored
@@ -63,7 +64,12 @@ impl Truth {
             before,
             reported: Epoch::default(),
         });
-        self.durable.clear();
+        // What is on the copy is durable; what came after it is not.
+        let on_it = |(team, record): (&TeamId, &TeamRecord)| {
+            let owner = record.owner.as_ref().map(|(node, _)| node.clone());
+            (team.clone(), (record.epoch, owner))
+        };
+        self.durable = contents.teams.iter().map(on_it).collect();
         self.shown.clear();
     }
 
