@@ -39,10 +39,6 @@ class Member:
             head += byte
         return int(head.split()[1])
 
-    def send(self, frame):
-        """Sends bytes as they are."""
-        self._stream.sendall(frame)
-
     def has_answer(self):
         """Whether the answer to its handshake has begun to arrive."""
         return bool(select.select([self._stream], [], [], 0)[0])
