@@ -13,6 +13,8 @@ from members import Member
 JSON = {"Accept": "application/json"}
 CGROUPS = Path("/sys/fs/cgroup")
 MEMORY = 100 << 20
+# Several half-lives of the moving average, which is 15 s; and a machine may be building.
+CALM_WITHIN_S = 180.0
 
 
 def node_of(fleet, name):
@@ -94,6 +96,7 @@ def test_a_node_near_the_limit_of_its_containers_memory_says_so_and_gets_no_new_
     if not v1:
         (CGROUPS / "cgroup.subtree_control").write_text("+memory")
     slice_.mkdir()
+    fleet = hog = None
     try:
         if not v1:
             (slice_ / "cgroup.subtree_control").write_text("+memory")
@@ -103,17 +106,25 @@ def test_a_node_near_the_limit_of_its_containers_memory_says_so_and_gets_no_new_
         fleet = start_fleet(2)
         fleet.add_node("node-3", before=("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"))
         eventually_now("every node is ready", fleet.is_up)
-        assert node_of(fleet, "node-3")["memory"]["limit_bytes"] == MEMORY
         # Whoever else is in the pod uses it up as well as the node itself.
         hog = Hog(slice_ / "hog", int(MEMORY * 0.92) - int(use.read_text()))
         eventually_now("the memory is used up", lambda: int(use.read_text()) > MEMORY * 0.9)
-        gates = eventually_now("it says so", lambda: node_of(fleet, "node-3")["gates"])
+        near = "the container is near the limit of its memory"
+        eventually_now("it says why", lambda: near in fleet.processes["node-3"].text())
+        # A machine whose CPUs are all busy is under pressure, too, and then all of them are.
+        def alone():
+            gates = {node["node"]: node["gates"] for node in fleet.view("/v1/nodes")["nodes"]}
+            return gates == {"node-1": [], "node-2": [], "node-3": ["pressure"]} and gates["node-3"]
+
+        gates = eventually_now("it says so, and it alone", alone, within=CALM_WITHIN_S)
         asked = [ask(fleet.clients, f"/connect/new-{serial}", headers=JSON).json["node"] for serial in range(20)]
         memory = node_of(fleet, "node-3")["memory"]
         hog.end()
-        assert gates == ["pressure"]
+        assert gates == ["pressure"] and memory["limit_bytes"] == MEMORY, (gates, memory)
         assert asked.count("node-3") == 0, Counter(asked)
-        eventually_now("it has room again", lambda: not node_of(fleet, "node-3")["gates"])
+        eventually_now(
+            "it has room again", lambda: not node_of(fleet, "node-3")["gates"], within=CALM_WITHIN_S
+        )
         log = fleet.processes["broker"].text()
         assert "node is strained" in log and "strained no more" in log, log[-2000:]
         fault(
@@ -121,8 +132,11 @@ def test_a_node_near_the_limit_of_its_containers_memory_says_so_and_gets_no_new_
             f"at {memory['used_bytes'] / memory['limit_bytes']:.0%} of {MEMORY >> 20} MB: {gates}, of 20 new teams"
             f" {dict(Counter(asked))}",
         )
-        fleet.stop()
     finally:
+        if hog:
+            hog.end()
+        if fleet:
+            fleet.stop()
         for folder in (group, slice_ / "hog", slice_):
             if folder.exists():
                 eventually_now("its processes are gone", lambda folder=folder: not (folder / "cgroup.procs").read_text())
@@ -139,4 +153,5 @@ class Hog:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
 
     def end(self):
-        self._process.communicate(b"\n")
+        if self._process.poll() is None:
+            self._process.communicate(b"\n")
