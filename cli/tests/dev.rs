@@ -142,7 +142,7 @@ fn clients_survive_a_killed_node_and_a_drained_one() {
     let drained = dev.usher(&["drain", "node-2", "--wait"]);
     assert!(drained.status.success(), "{}", text(&drained.stderr));
     assert!(
-        text(&drained.stdout).contains("20 of 20 have a new owner"),
+        text(&drained.stdout).contains("20 of 20 moved"),
         "{}",
         text(&drained.stdout)
     );

@@ -143,7 +143,7 @@ async fn a_node_tells_its_peers_whether_it_hears_the_broker_of_their_cluster() {
             .http(rig.clients, &ask(format!("?cluster={cluster}")), b"")
             .await;
         assert_eq!(status, 200, "{answer}");
-        answer.contains(r#"{"hears":true}"#)
+        answer.contains(r#""hears":true"#)
     };
     assert!(hears(ours).await);
     assert!(!hears(theirs).await);
