@@ -21,8 +21,8 @@ const OWN_PACE: TeamPace = TeamPace {
 };
 /// Slots of a team are about so far apart: finer would be work for nothing.
 const STEP_MS: u64 = 100;
-/// A hold that the broker does not end is over by itself: it may have forgotten it.
-const HOLD_MS: u64 = 600_000;
+/// A hold that the broker does not renew is over by itself: it may have forgotten it, or its word was lost.
+const HOLD_MS: u64 = 30_000;
 /// What is left at the deadline is closed over this part of the time to it, so that it does not
 /// come back as one wave ...
 const DEADLINE_JITTER_PERCENT: u64 = 5;

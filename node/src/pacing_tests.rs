@@ -115,8 +115,10 @@ fn a_held_team_stays_beyond_its_deadline_and_goes_on_at_the_new_pace() {
     pacer.plan(&departing(600, Some(pace(20, 20, 0)), 40_000), at(0), 0);
     let (_, left) = run(&mut pacer, 600, 1_950);
     assert_eq!(left, 560);
-    pacer.change(&told(0, 20, 40_000), at(2_000));
-    assert_eq!(run(&mut pacer, left, 100_000), (vec![], 560));
+    for renewed in (2_000..100_000).step_by(10_000) {
+        pacer.change(&told(0, 20, 40_000), at(renewed));
+        assert_eq!(run(&mut pacer, left, renewed + 10_000), (vec![], 560));
+    }
     pacer.change(&told(100, 100, 30_000), at(100_000));
     let (went, left) = run(&mut pacer, left, 129_000);
     assert_eq!(left, 0);
@@ -128,10 +130,13 @@ fn a_held_team_stays_beyond_its_deadline_and_goes_on_at_the_new_pace() {
 fn only_the_first_go_until_they_have_shown_that_they_arrive() {
     let mut pacer = Pacer::default();
     pacer.plan(&departing(600, Some(pace(200, 2_000, 10)), 10_000), at(0), 0);
-    let (went, left) = run(&mut pacer, 600, 60_000);
+    let (went, left) = run(&mut pacer, 600, 20_000);
     assert_eq!((went, left), (vec![(0, 10)], 590));
-    pacer.change(&told(200, 2_000, 10_000), at(61_000));
-    let (went, left) = run(&mut pacer, left, 62_000);
+    pacer.change(&told(0, 2_000, 10_000), at(20_000));
+    let (went, left) = run(&mut pacer, left, 45_000);
+    assert_eq!((went, left), (vec![], 590), "the hold was renewed");
+    pacer.change(&told(200, 2_000, 10_000), at(46_000));
+    let (went, left) = run(&mut pacer, left, 47_000);
     assert_eq!((went.len(), left), (1, 0));
 }
 

@@ -83,6 +83,7 @@ impl Core {
         }
         operation.waits = matches!(verdict, Verdict::Wait { .. });
         operation.held = verdict != Verdict::Go;
+        let renews = operation.renews_hold(&settings, now);
         match verdict {
             Verdict::Go if was_held => operation.detail.clear(),
             Verdict::Go => {}
@@ -111,7 +112,7 @@ impl Core {
             }
         }
         let held = verdict != Verdict::Go;
-        if held != was_held || lets_go {
+        if held != was_held || lets_go || renews {
             self.send_pace(id, now);
         }
     }

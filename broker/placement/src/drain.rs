@@ -282,7 +282,9 @@ impl Core {
             return;
         };
         let preparing: Vec<TeamId> = std::mem::take(&mut operation.preparing).into_iter().collect();
-        let held = std::mem::take(&mut operation.held);
+        let held = operation.is_on_hold();
+        operation.held = false;
+        operation.parked = None;
         operation.state = state;
         operation.counting = None;
         operation.waits = false;

@@ -249,6 +249,7 @@ impl Core {
         let from = from.node.clone();
         if shows && let Some(operation) = self.operations.get_mut(&operation) {
             operation.parked = Some(id.clone());
+            operation.paced = now;
         }
         self.send(&from, ToNode::Drain(drain));
     }

@@ -64,6 +64,10 @@ pub(crate) struct Operation {
     pub(crate) shown: BTreeMap<NodeId, u32>,
     /// A team of which only the first went, until they have shown that they arrive.
     pub(crate) parked: Option<TeamId>,
+    /// Since when what is left at its node waits.
+    pub(crate) on_hold_since: Option<Timestamp>,
+    /// When its node was last told how what is left is to go.
+    pub(crate) paced: Timestamp,
     /// Whether nothing more leaves just now because what left does not arrive.
     pub(crate) waits: bool,
     /// Whether its node was told to hold what is left.
@@ -166,6 +170,8 @@ impl Operation {
             returns: Returns::default(),
             shown: BTreeMap::new(),
             parked: None,
+            on_hold_since: None,
+            paced: now,
             waits: false,
             held: false,
             trusted: false,

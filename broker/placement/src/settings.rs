@@ -104,6 +104,10 @@ pub struct Settings {
     pub first_to_show: u32,
     /// ... and the rest once so many of them have.
     pub shown_by: u32,
+    /// How often a node is told again that what is left of an operation is to wait.
+    pub renew_hold_ms: u64,
+    /// How long one is told so at most that no operator drains, or whose first have not shown that they arrive.
+    pub hold_most_ms: u64,
     /// How long a node may take to count its connections before its last heartbeat is believed instead.
     pub count_ms: u64,
     /// How often the progress of an operation is written: what a crash of the broker may forget of it.
@@ -158,6 +162,8 @@ impl Default for Settings {
             team_at_once: 2_000,
             first_to_show: 10,
             shown_by: 3,
+            renew_hold_ms: 10_000,
+            hold_most_ms: 600_000,
             count_ms: 1_000,
             progress_ms: 500,
             keep_wish_ms: 86_400_000,

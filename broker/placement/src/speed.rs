@@ -26,6 +26,24 @@ impl Operation {
         }
     }
 
+    /// Whether what is left at its node is not to go before it is told to.
+    pub(crate) fn is_on_hold(&self) -> bool {
+        self.held || self.parked.is_some()
+    }
+
+    /// Whether its node is to be told again that what is left waits: it ends a hold by itself that is not renewed,
+    /// because the broker may have forgotten it. Only a drain has an operator who can end it.
+    pub(crate) fn renews_hold(&mut self, settings: &Settings, now: Timestamp) -> bool {
+        if !self.is_on_hold() {
+            self.on_hold_since = None;
+            return false;
+        }
+        let since = *self.on_hold_since.get_or_insert(now);
+        let endless = self.held && self.kind == OperationKind::Drain;
+        (endless || now.since(since) < settings.hold_most_ms)
+            && now.since(self.paced) >= settings.renew_hold_ms
+    }
+
     /// Whether its deadline has passed: what is left goes now.
     pub(crate) fn is_late(&self, now: Timestamp) -> bool {
         self.deadline.is_some_and(|deadline| now >= deadline)
@@ -119,12 +137,19 @@ impl Core {
         now: Timestamp,
     ) -> Option<TeamPace> {
         let operation = self.operations.get(operation)?;
+        // Another would never be told to go on.
+        self.nodes.get(&operation.node).filter(|node| node.can_count)?;
         let settings = &self.settings;
         let at_once = operation.at_once(settings, now);
         let connections = operation.counted.get(team).copied().unwrap_or(0);
         let alone = connections > settings.away_most(operation.connections) && connections <= at_once;
         let shown = operation.shown.get(to).copied().unwrap_or(0) >= settings.shown_by;
-        let to_show = alone && !shown && self.reports(to) && !operation.is_late(now) && !operation.trusted;
+        let to_show = operation.is_running()
+            && alone
+            && !shown
+            && self.reports(to)
+            && !operation.is_late(now)
+            && !operation.trusted;
         let rate = u32::try_from(operation.bucket.rate_per_s).unwrap_or(u32::MAX);
         Some(TeamPace {
             rate_per_s: if operation.held { 0 } else { rate },
@@ -158,7 +183,7 @@ impl Core {
         let pace = Pace {
             operation: id.clone(),
             pace: TeamPace {
-                rate_per_s: if operation.held { 0 } else { rate },
+                rate_per_s: if operation.is_on_hold() { 0 } else { rate },
                 at_once,
                 first: 0,
             },
@@ -168,6 +193,9 @@ impl Core {
         let teams: Vec<TeamId> = operation.leaving.iter().cloned().collect();
         let until = now.plus(by_ms + self.settings.settle_ms);
         self.send(&node, ToNode::Pace(pace));
+        if let Some(operation) = self.operations.get_mut(id) {
+            operation.paced = now;
+        }
         for team in teams {
             self.leave_until(&team, until);
         }
