@@ -55,7 +55,7 @@ async def test_a_client_is_back_on_another_node_after_its_node_was_drained(clust
         operation = cluster.drain(node)
         await meet_again(cluster, client, mate, away_from=node)
         report = await eventually("the drain is done", lambda: cluster.finished(operation))
-        assert report["state"] == "done" and report["teams_waiting"] == report["teams_leaving"] == 0, report
+        assert report["state"] == "done" and report["teams_to_go"] == report["teams_leaving"] == 0, report
         assert report["teams"] == report["teams_moved"] >= 1, report
         assert report["connections_moved"] >= 2, report
         for one in (client, mate):
