@@ -134,7 +134,8 @@ impl World {
 
     pub(super) fn run_slots(&mut self, node: usize) {
         let now = self.local(node);
-        let mut popped = false;
+        let next_due = |world: &Self| world.machines[node].process.as_ref()?.pacer.next_due();
+        let (before, mut popped) = (next_due(self), false);
         while let Some(process) = self.machines[node].process.as_mut() {
             let Some(slot) = process.pacer.pop(now) else { break };
             popped = true;
@@ -144,6 +145,9 @@ impl World {
         }
         if popped {
             self.flush(node);
+        }
+        // Also when all that was due had been planned anew: something else is the next then.
+        if next_due(self) != before {
             self.schedule_slots(node);
         }
     }
