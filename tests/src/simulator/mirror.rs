@@ -32,8 +32,8 @@ pub(super) struct Mirror {
     pub(super) event: EventKind,
     /// Teams whose last activation waits, and what was sent.
     pub(super) failed_over: BTreeMap<TeamId, VecDeque<Timestamp>>,
-    /// Moves that began, by the node that the teams leave: when, what each cost, and what a second's may.
-    pub(super) begun: BTreeMap<NodeId, VecDeque<(Timestamp, u64, u64)>>,
+    /// Moves that began, by the node that the teams leave.
+    pub(super) begun: BTreeMap<NodeId, VecDeque<Begun>>,
     /// Their epochs, since each is asked for until it is answered.
     pub(super) begun_epochs: BTreeSet<Epoch>,
     pub(super) owners: BTreeMap<TeamId, (NodeId, Epoch)>,
@@ -62,6 +62,17 @@ pub(super) enum EventKind {
     Exited,
     Request,
     Other,
+}
+
+/// A move that began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begun {
+    pub(super) at: Timestamp,
+    pub(super) epoch: Epoch,
+    /// What it was charged, in thousandths of a connection.
+    pub(super) cost: u64,
+    /// What all of a second may be charged.
+    pub(super) most: u64,
 }
 
 /// What the broker has been told of one node.
@@ -298,6 +309,18 @@ impl World {
                     known.silent = false;
                     known.connections = heartbeat.connections;
                     known.teams = heartbeat.teams;
+                }
+            }
+            Event::Counted { link, counted } => {
+                // What a team was charged beyond what it has when it begins to go may go to the next one.
+                if let Some(node) = mirror.links.get(link)
+                    && let Some(begun) = mirror.begun.get_mut(node)
+                {
+                    for entry in &counted.teams {
+                        for one in begun.iter_mut().filter(|one| one.epoch == entry.epoch) {
+                            one.cost = one.cost.min(u64::from(entry.connections) * 1_000);
+                        }
+                    }
                 }
             }
             Event::Bye { link, .. } => {

@@ -9,7 +9,7 @@ use usher_shared::link::ToNode;
 use usher_shared::quantity::Epoch;
 use usher_shared::ticket::{Age, Claims, Scope};
 
-use super::mirror::{Known, dead_after_ms};
+use super::mirror::{Begun, Known, dead_after_ms};
 use super::node::Machine;
 use super::node::Still;
 use super::world::World;
@@ -390,16 +390,21 @@ impl World {
         // A second's worth, what may be saved up, and the last team of each, which may overdraw.
         let most = rate * 1_000 + saved + operations * cost;
         let begun = self.mirror.begun.entry(source.clone()).or_default();
-        begun.push_back((now, cost, most));
-        while begun.front().is_some_and(|(at, _, _)| now.since(*at) >= 1_000) {
+        begun.push_back(Begun {
+            at: now,
+            epoch,
+            cost,
+            most,
+        });
+        while begun.front().is_some_and(|first| now.since(first.at) >= 1_000) {
             begun.pop_front();
         }
-        let spent: u64 = begun.iter().map(|(_, cost, _)| cost).sum();
-        let dearest = begun.iter().map(|(_, cost, _)| *cost).max().unwrap_or(0);
+        let spent: u64 = begun.iter().map(|one| one.cost).sum();
+        let dearest = begun.iter().map(|one| one.cost).max().unwrap_or(0);
         // An operation may have ended within that second, and another begun.
         let before = begun
             .iter()
-            .map(|(_, _, most)| *most)
+            .map(|one| one.most)
             .filter(|other| *other != most)
             .max();
         let most = most + before.unwrap_or(0) + operations * (dearest - cost.min(dearest));
