@@ -74,8 +74,9 @@ def test_three_hundred_teams_that_clients_bring_are_spread_evenly_over_three_idl
 
 @pytest.fixture
 def narrow_fleet():
-    """Nodes that may use one core each, so that one client can keep one busy on any machine."""
-    fleet = Fleet(cores={min(os.sched_getaffinity(0))})
+    """Nodes that may use one core each and let one client keep them busy, on any machine."""
+    unbounded = [word for what in ("frames", "bytes") for word in (f"--{what}-per-s", "1000000000")]
+    fleet = Fleet(3, *unbounded, cores={min(os.sched_getaffinity(0))})
     yield fleet
     fleet.stop()
 

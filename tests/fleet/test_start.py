@@ -289,16 +289,15 @@ def test_a_master_key_that_others_may_read_stops_the_start(kept):
 # A name that is taken
 
 
-def test_a_node_that_claims_the_name_of_a_live_one_is_refused_and_the_first_goes_on(fleet, load, start):
+def test_a_node_that_takes_the_name_of_a_live_one_on_its_machine_does_not_start_and_the_first_goes_on(fleet, load, start):
     clients = load(fleet, 60, 30, "served-")
     wait_for_connections(fleet, 60)
     before = owners(fleet), incarnations(fleet)
     claimant = start(*node(name="node-1", broker=f"ws://{at(fleet.node_link)}"))
-    eventually_now("the claimant was refused", lambda: "a live node is called node-1" in claimant.text())
+    # Neither it nor its parent tries again, and its end is not the end of the first.
+    assert claimant.ended() == 2, claimant.text()
+    assert "another process on this machine is node node-1" in claimant.text()
     assert "give this one another --name" in claimant.text()
-    # It goes on asking, for the name may become free; and its end is not the end of the first.
-    claimant.signal(signal.SIGTERM)
-    assert claimant.ended() == 0, claimant.text()
     assert fleet.all_ready()
     assert (owners(fleet), incarnations(fleet)) == before
     assert clients.report().is_undisturbed()
