@@ -111,7 +111,7 @@ def test_with_one_node_busy_most_new_teams_go_elsewhere_and_why_says_so(narrow_f
         cpu = {score["node"]: score["cpu_ppm"] for score in why["best"]}
         assert all(cpu[busy] > 2 * cpu[node] for node in idle), why
         (row,) = [line.split() for line in text.splitlines() if line.split()[:1] == [busy]]
-        assert abs(float(row[3]) - cpu[busy] / 1e6) < 0.01, text
+        assert abs(float(row[4]) - cpu[busy] / 1e6) < 0.01, text
     figure(f"{TEAMS} more with {busy} at {shares[busy]:.0%} CPU: {told(second)}; usher why {last} printed:")
     for line in text.splitlines():
         figure(f"    {line}")
