@@ -2,19 +2,21 @@
 
 /// The numbers that decisions depend on.
 ///
-/// The two shares are what `cargo run --release -p usher-placement --example shares` says: six nodes, 2,000 teams
-/// that come and go, the busiest node over the mean as CPU / teams (1.00 is even).
+/// The three shares are what `cargo run --release -p usher-placement --example shares` says: six nodes, 600 teams that
+/// come and go, the busiest node over the mean as teams / connections / CPU (1.00 is even). Rooms: one team in fifty
+/// has 600 connections; hot teams: one in fifty costs 60 times the CPU of the others.
 ///
-/// | team share | CPU share | even costs | skewed costs | even, burst | skewed, burst |
-/// | --- | --- | --- | --- | --- | --- |
-/// | 100 % | 0 % | 1.00 / 1.00 | 1.18 / 1.00 | 1.01 / 1.01 | 1.34 / 1.01 |
-/// | 75 % | 25 % | 1.00 / 1.00 | 1.15 / 1.03 | 1.01 / 1.01 | 1.32 / 1.05 |
-/// | 50 % | 50 % | 1.00 / 1.00 | 1.08 / 1.05 | 1.01 / 1.01 | 1.24 / 1.12 |
-/// | 25 % | 75 % | 1.00 / 1.00 | 1.07 / 1.08 | 1.01 / 1.01 | 1.16 / 1.19 |
-/// | 0 % | 100 % | 1.00 / 1.00 | 1.05 / 1.24 | 1.01 / 1.01 | 1.09 / 1.25 |
+/// | teams | connections | CPU | even | rooms | hot teams | even, burst | rooms, burst |
+/// | --- | --- | --- | --- | --- | --- | --- | --- |
+/// | 50 % | 0 % | 50 % | 1.00 / 1.00 / 1.00 | 1.00 / 1.54 / 1.02 | 1.15 / 1.15 / 1.38 | 1.02 / 1.02 / 1.02 | 1.02 / 1.57 / 1.03 |
+/// | 40 % | 20 % | 40 % | 1.00 / 1.00 / 1.00 | 1.15 / 1.48 / 1.13 | 1.08 / 1.08 / 1.30 | 1.02 / 1.02 / 1.02 | 1.16 / 1.31 / 1.14 |
+/// | 34 % | 33 % | 33 % | 1.00 / 1.00 / 1.00 | 1.23 / 1.28 / 1.20 | 1.06 / 1.06 / 1.50 | 1.02 / 1.02 / 1.02 | 1.29 / 1.35 / 1.26 |
+/// | 25 % | 50 % | 25 % | 1.00 / 1.00 / 1.00 | 1.31 / 1.28 / 1.29 | 1.05 / 1.05 / 1.34 | 1.02 / 1.02 / 1.02 | 1.44 / 1.30 / 1.40 |
+/// | 20 % | 20 % | 60 % | 1.00 / 1.00 / 1.00 | 1.20 / 1.22 / 1.18 | 1.15 / 1.15 / 1.28 | 1.02 / 1.02 / 1.02 | 1.16 / 1.26 / 1.14 |
 ///
-/// Half and half keeps either within a tenth of even in the steady state: more CPU buys little there and costs
-/// the spread of teams, which is what memory and reconnects go by.
+/// With 40/20/40 no figure is the worst of its column: more for connections evens out rooms little, since a team moves as
+/// a whole, and costs the spread of teams, which is what memory and reconnects go by. How full a node is counts beside
+/// these shares, by the room that it has left.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a lease lasts.
