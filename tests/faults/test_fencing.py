@@ -64,7 +64,7 @@ def test_a_fencing_node_whose_runtime_stands_still_is_ended_by_its_watchdog_befo
     worker = fleet.worker("node-1")
     with OwnerWatch(fleet, "node-1") as owner:
         began = now()
-        with frozen_but(worker, "watchdog"):
+        with frozen_but(worker, "watchdog", "last-words"):
             # The process is gone for the kernel, and its sockets with it; its parent cannot say so while
             # somebody else holds its threads.
             eventually_now("the process ended", lambda: is_over(worker))

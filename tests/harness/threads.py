@@ -26,8 +26,8 @@ def _threads(process_id):
 
 
 @contextmanager
-def frozen_but(process_id, name):
-    """Every thread of a process stands still meanwhile, but those of this name.
+def frozen_but(process_id, *names):
+    """Every thread of a process stands still meanwhile, but those of these names.
 
     The kernel counts the tracing by thread, so one thread of this process does all of it.
     """
@@ -37,8 +37,9 @@ def frozen_but(process_id, name):
         held = []
         try:
             threads = _threads(process_id)
-            assert name in threads.values(), f"no thread is called {name}: {sorted(set(threads.values()))}"
-            for thread in (thread for thread, called in threads.items() if called != name):
+            missing = set(names) - set(threads.values())
+            assert not missing, f"no thread is called {missing}: {sorted(set(threads.values()))}"
+            for thread in (thread for thread, called in threads.items() if called not in names):
                 _ptrace(_PTRACE_SEIZE, thread)
                 held.append(thread)
                 _ptrace(_PTRACE_INTERRUPT, thread)
