@@ -121,8 +121,9 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// All of them.
-    pub const ALL: [Self; 50] = [
+    /// Those that the simulator must find. The others are found by stories of `placement`, each in the file of its
+    /// question: no seed comes to them in the time that a run of tests has.
+    pub const ALL: [Self; 48] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -162,7 +163,6 @@ impl Bug {
         Self::WaitsForItself,
         Self::RevokedIsNotStopped,
         Self::AdoptedBesideOwner,
-        Self::DistrustNeverBegins,
         Self::KnockAtReadyIgnored,
         Self::CrashesForgotten,
         Self::PreservationNeverEnds,
@@ -171,7 +171,6 @@ impl Bug {
         Self::ConnectionsNotCounted,
         Self::OldClaimAdopted,
         Self::NewIncarnationIsProof,
-        Self::NamesakeAnswers,
         Self::IncarnationIsSecret,
     ];
 }

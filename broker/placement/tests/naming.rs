@@ -453,3 +453,19 @@ fn a_probe_of_an_earlier_process_says_nothing_of_the_next() {
         },
     });
 }
+
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use usher_shared::planted::{Bug, plant};
+
+    #[test]
+    fn it_is_found_by_its_story() {
+        plant(Some(Bug::NamesakeAnswers));
+        let told = std::panic::catch_unwind(
+            super::what_the_second_process_of_a_name_has_done_says_nothing_of_the_first,
+        );
+        plant(None);
+        assert!(told.is_err(), "it was not found");
+        super::what_the_second_process_of_a_name_has_done_says_nothing_of_the_first();
+    }
+}

@@ -500,3 +500,19 @@ fn a_url_where_nothing_answers_is_told_once_and_looked_at_again_and_again() {
     world.advance(200_000);
     assert_eq!((told(&world), world.url_probes.len()), (2, 4));
 }
+
+#[cfg(feature = "planted-bugs")]
+mod planted {
+    use usher_shared::planted::{Bug, plant};
+
+    #[test]
+    fn it_is_found_by_its_story() {
+        plant(Some(Bug::DistrustNeverBegins));
+        let told = std::panic::catch_unwind(
+            super::a_node_that_nobody_arrives_at_gets_no_new_teams_and_is_tried_again,
+        );
+        plant(None);
+        assert!(told.is_err(), "it was not found");
+        super::a_node_that_nobody_arrives_at_gets_no_new_teams_and_is_tried_again();
+    }
+}
