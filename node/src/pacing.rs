@@ -9,7 +9,7 @@ use std::collections::{BinaryHeap, HashMap};
 use usher_shared::id::{OperationId, TeamId};
 use usher_shared::link::{Pace, TeamPace};
 use usher_shared::planted::{self, Bug};
-use usher_shared::quantity::{Epoch, Timestamp};
+use usher_shared::quantity::{Epoch, Term, Timestamp};
 
 use crate::holdings::Departing;
 
@@ -53,6 +53,8 @@ pub struct Slot {
     pub by: Timestamp,
     due: Timestamp,
     pace: TeamPace,
+    /// The last word on its pace: the broker's term, and its number in it.
+    told: (Term, u64),
     connections: u32,
 }
 
@@ -112,6 +114,7 @@ impl Pacer {
             by,
             due,
             pace,
+            told: (Term::default(), 0),
             connections,
         };
         let begins = now.plus(departing.after_ms.min(departing.by_ms));
@@ -148,7 +151,11 @@ impl Pacer {
 
     /// An operation's teams go at another pace from now on, or are held.
     pub fn change(&mut self, pace: &Pace, now: Timestamp) {
-        let of_it = |slot: &Slot| slot.operation == pace.operation;
+        let told = (pace.term, pace.number);
+        let of_it = |slot: &Slot| {
+            // A broker that does not number them sends 0 each time.
+            slot.operation == pace.operation && (told > slot.told || pace.number == 0)
+        };
         let serials: Vec<u64> = self
             .slots
             .iter()
@@ -161,6 +168,7 @@ impl Pacer {
                 continue;
             };
             slot.by = by;
+            slot.told = told;
             slot.pace = TeamPace {
                 first: 0,
                 ..pace.pace

@@ -29,6 +29,7 @@ fn told(rate_per_s: u32, at_once: u32, by_ms: u64) -> Pace {
         pace: pace(rate_per_s, at_once, 0),
         by_ms,
         term: Term::default(),
+        number: 0,
     }
 }
 
@@ -124,6 +125,20 @@ fn a_held_team_stays_beyond_its_deadline_and_goes_on_at_the_new_pace() {
     assert_eq!(left, 0);
     let last = went.last().map_or(0, |(ms, _)| *ms);
     assert!((105_500..=105_800).contains(&last), "{last}");
+}
+
+#[test]
+fn a_word_on_the_pace_that_comes_late_changes_nothing() {
+    let numbered = |number, rate_per_s| Pace {
+        number,
+        ..told(rate_per_s, 2_000, 10_000)
+    };
+    let mut pacer = Pacer::default();
+    pacer.plan(&departing(600, Some(pace(200, 2_000, 10)), 10_000), at(0), 0);
+    assert_eq!(run(&mut pacer, 600, 1_000).1, 590);
+    pacer.change(&numbered(2, 200), at(1_000));
+    pacer.change(&numbered(1, 0), at(1_001));
+    assert_eq!(run(&mut pacer, 590, 2_000).1, 0);
 }
 
 #[test]

@@ -156,6 +156,7 @@ async fn what_is_held_stays_until_the_broker_lets_it_go() {
         pace: pace(10),
         by_ms: 5_000,
         term: Term::new(1).unwrap(),
+        number: 1,
     }));
     let (_, reason) = client.closed().await;
     assert_eq!(reason.code.as_deref(), Some("moved"));

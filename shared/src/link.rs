@@ -571,6 +571,9 @@ pub struct Pace {
     pub by_ms: u64,
     /// The broker's term.
     pub term: Term,
+    /// Grows with each of the operation in a term: an older one that comes late changes nothing.
+    #[serde(default)]
+    pub number: u64,
 }
 
 /// How many connections has each team of the node? Answered with [`Counted`].

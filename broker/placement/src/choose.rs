@@ -263,6 +263,11 @@ impl<'a> Search<'a> {
         if self.wish.labels.iter().any(lacks) {
             return Some(Gate::Labels);
         }
+        // Where it is it is served, or may be soon. Nobody is sent from there to where no client gets.
+        let may_stay = matches!(self.wish.cause, Cause::Shed | Cause::Full | Cause::Knock);
+        if may_stay && node.trust.is_doubtful() {
+            return Some(Gate::Unreachable);
+        }
         match self.wish.needs {
             Needs::Only(room) if self.lacks_room(node, room) => Some(Gate::Room),
             _ => None,

@@ -271,6 +271,37 @@ impl Core {
         }
     }
 
+    /// Another process has the name: what was under way for the one before ends, but for a drain that an
+    /// operator wants of the name. It would empty the new one as well, which takes teams.
+    pub(crate) fn end_work_of_former(&mut self, id: &NodeId, now: Timestamp) {
+        let wanted = match self.nodes.get(id).map(|node| &node.intent) {
+            Some(Intent::Draining(operation)) => Some(operation.clone()),
+            _ => None,
+        };
+        let of_former = |operation: &&Operation| {
+            operation.is_running()
+                && operation.node == *id
+                && operation.kind != OperationKind::Failover
+                && Some(&operation.id) != wanted.as_ref()
+        };
+        let former: Vec<OperationId> = self
+            .operations
+            .values()
+            .filter(of_former)
+            .map(|operation| operation.id.clone())
+            .collect();
+        for operation in former {
+            let missing = self
+                .operations
+                .get(&operation)
+                .map_or(0, |operation| operation.gone.saturating_sub(operation.back));
+            let detail = format!(
+                "the process that it began with has left; {missing} connections had not come back when another one took its name"
+            );
+            self.end_operation(&operation, OperationState::Done, detail, now);
+        }
+    }
+
     pub(crate) fn end_operation(
         &mut self,
         id: &OperationId,

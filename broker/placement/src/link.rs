@@ -70,6 +70,10 @@ impl Core {
         }
         self.forget_url(&id);
         let known = self.nodes.get(&id).map(Node::record);
+        let is_another = self
+            .nodes
+            .get(&id)
+            .is_none_or(|node| node.incarnation() != hello.incarnation);
         let alone = self.is_alone(&hello);
         let marks = self.recognise(&hello);
         if known.is_none() {
@@ -124,6 +128,9 @@ impl Core {
                 self.nodes.insert(id.clone(), node);
                 self.recall_past(&id);
             }
+        }
+        if is_another {
+            self.end_work_of_former(&id, now);
         }
         self.links.insert(link, id.clone());
         let now_known = self.nodes.get(&id).map(Node::record);

@@ -68,6 +68,8 @@ pub(crate) struct Operation {
     pub(crate) on_hold_since: Option<Timestamp>,
     /// When its node was last told how what is left is to go.
     pub(crate) paced: Timestamp,
+    /// How often its node was told.
+    pub(crate) paces: u64,
     /// Whether nothing more leaves just now because what left does not arrive.
     pub(crate) waits: bool,
     /// Whether its node was told to hold what is left.
@@ -172,6 +174,7 @@ impl Operation {
             parked: None,
             on_hold_since: None,
             paced: now,
+            paces: 0,
             waits: false,
             held: false,
             trusted: false,

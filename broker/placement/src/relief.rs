@@ -187,6 +187,7 @@ impl Core {
         let rooms = || {
             let others = self.index.order.iter().filter(|key| key.node != *full);
             let nodes = others.filter_map(|key| self.nodes.get(&key.node));
+            let nodes = nodes.filter(|node| !node.trust.is_doubtful());
             nodes.map(|node| score::room(node, &self.settings))
         };
         let largest = rooms().max().unwrap_or(0);

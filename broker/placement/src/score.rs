@@ -38,7 +38,7 @@ const CROWDED_MAX: u64 = 10;
 /// A node's place in the order. The order of the fields is the policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Score {
-    /// 1 when nobody gets to it, or it dies again and again: whatever else there is comes first.
+    /// 1 when it dies again and again, 2 when nobody gets to it: whatever else there is comes first.
     pub(crate) distrusted: u8,
     /// How busy, in parts per million.
     pub(crate) busy: u64,
@@ -307,7 +307,7 @@ fn by_connections(node: &Node, more_milli: i64, pool: &Pool, settings: &Settings
 /// A node's place in the order.
 pub(crate) fn score(node: &Node, pool: &Pool, settings: &Settings) -> Score {
     Score {
-        distrusted: u8::from(node.trust.gate().is_some()),
+        distrusted: node.trust.rank(),
         busy: busy(node, pool, settings).sum(),
         teams: node.team_count(),
         last_chosen: node.last_chosen,

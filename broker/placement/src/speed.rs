@@ -189,12 +189,14 @@ impl Core {
             },
             by_ms,
             term: self.term,
+            number: operation.paces + 1,
         };
         let teams: Vec<TeamId> = operation.leaving.iter().cloned().collect();
         let until = now.plus(by_ms + self.settings.settle_ms);
         self.send(&node, ToNode::Pace(pace));
         if let Some(operation) = self.operations.get_mut(id) {
             operation.paced = now;
+            operation.paces += 1;
         }
         for team in teams {
             self.leave_until(&team, until);

@@ -468,6 +468,22 @@ impl Trust {
         }
     }
 
+    /// Whether it is better to stay anywhere else: nobody gets here, or a team keeps coming back from here and
+    /// nobody has been heard since.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        let in_vain = || self.vain.came_back.values().any(|known| known.tries >= TRIES);
+        self.gate() == Some(Gate::Unreachable) || in_vain()
+    }
+
+    /// Its place among last resorts: one that has died again and again is up now, one out of reach serves nobody.
+    pub(crate) fn rank(&self) -> u8 {
+        match self.gate() {
+            None => 0,
+            Some(Gate::Unreachable) => 2,
+            Some(_) => 1,
+        }
+    }
+
     /// Its process died. Deaths within ten minutes of each other make a loop.
     pub(crate) fn die(&mut self, now: Timestamp) {
         let again = self.last_death.is_some_and(|last| now.since(last) < FORGIVEN_MS);
@@ -776,14 +792,12 @@ impl Core {
         (here && node.trust.come_back(id, now)).then(|| knock.node.clone())
     }
 
-    /// Moves a team off a node that nobody gets to, to one that is trusted, as fast as its clients can arrive.
+    /// Moves a team off a node that nobody gets to, to one that clients get to, as fast as they can arrive.
     pub(crate) fn move_within_reach(&mut self, id: &TeamId, owner: &Owner, now: Timestamp) {
         let wall_ms = self.wall_ms(now);
         let Some(team) = self.teams.get(id) else { return };
         let decision = self.choose(&team.wish(Cause::Knock, Some(&owner.node), wall_ms), now);
-        let target = decision.node.and_then(|chosen| self.nodes.get(&chosen));
-        // To another that is not trusted either it would only go in a circle.
-        if target.is_none_or(|target| target.trust.gate().is_some()) {
+        if decision.node.is_none() {
             return;
         }
         let paced = self

@@ -404,6 +404,40 @@ fn a_node_that_says_bye_is_drained_and_then_forgotten() {
 }
 
 #[test]
+fn the_next_process_of_a_name_is_not_emptied_by_the_drain_of_the_one_before() {
+    let mut world = counting_pool(&["a", "b"], 20);
+    let crowded = world.core.teams(Some(&node("a")), None, 1, world.now).teams[0]
+        .team
+        .to_string();
+    world.crowd(&crowded, 50);
+    world.advance(2_000);
+    let hello = world.hello("a");
+    let link = world.nodes[&node("a")].link.unwrap();
+    world.tell(Event::Bye {
+        link,
+        budget_ms: 25_000,
+    });
+    while world.spread()["a"] > 0 || !world.nodes[&node("a")].leaving.is_empty() {
+        world.advance(20);
+    }
+    let running = world.core.operations(world.now).remove(0);
+    assert_eq!(running.state, OperationState::Running, "some are on their way");
+    world.cut("a");
+    assert!(world.core.node(&node("a"), world.now).is_none());
+    world.add_hello(hello);
+    let drain = world.operation(&running.operation);
+    assert_eq!(drain.state, OperationState::Done, "{drain:?}");
+    let new: Vec<String> = (0..10).map(|serial| format!("new{serial}")).collect();
+    let there = new.iter().filter(|name| world.place(name) == "a").count();
+    world.advance(5_000);
+    let stay = new
+        .iter()
+        .filter(|name| world.owner(name).as_deref() == Some("a"));
+    assert!(there > 0 && stay.count() == there);
+    world.check();
+}
+
+#[test]
 fn the_last_node_that_says_bye_keeps_its_teams_until_another_comes() {
     let mut world = pool(&["a"], 5);
     let link = world.nodes[&node("a")].link.unwrap();

@@ -4,8 +4,8 @@
 
 mod world;
 
-use usher_placement::{Answer, Ask, Event, Knock, Notice, Settings, TrustChange};
-use usher_shared::link::Clients;
+use usher_placement::{Answer, Ask, Event, Knock, Notice, Refusal, Settings, TrustChange};
+use usher_shared::link::{Clients, LargeTeam};
 use usher_shared::rest::Gate;
 use world::{World, node, pool, team};
 
@@ -355,6 +355,58 @@ fn with_every_node_out_of_reach_they_take_teams_all_the_same() {
     );
     let stuck = teams_of(&world, "a")[0].clone();
     assert_eq!(knock(&mut world, &stuck), "a", "and none goes in a circle");
+    world.check();
+}
+
+#[test]
+fn a_node_that_died_again_and_again_is_better_than_one_out_of_reach() {
+    let mut world = counting(&["a", "b"], 20);
+    for _ in 0..3 {
+        let hello = world.hello("b");
+        world.kill_with_witness("b");
+        world.advance(500);
+        world.add_hello(hello);
+    }
+    assert_eq!(gates(&world, "b"), [Gate::Crashing]);
+    let stuck = teams_of(&world, "a");
+    assert_eq!(stuck.len(), 20);
+    for name in &stuck[..3] {
+        knock(&mut world, name);
+    }
+    world.advance(7_000);
+    assert_eq!(gates(&world, "a"), [Gate::Unreachable]);
+    assert_eq!(world.place("new"), "b");
+    assert_eq!(knock(&mut world, &stuck[0]), "b");
+    world.check();
+}
+
+#[test]
+fn nobody_goes_for_want_of_room_where_a_team_comes_back_from() {
+    let mut world = counting(&["full", "lost", "crowded"], 9);
+    for name in ["full", "crowded"] {
+        let teams = teams_of(&world, name);
+        let fake = world.nodes.get_mut(&node(name)).unwrap();
+        fake.connections = fake.hello.capacity.connections;
+        let each = |name: &String| LargeTeam {
+            team: team(name),
+            connections: 1_000,
+        };
+        fake.large_teams = teams.iter().map(each).collect();
+    }
+    world.advance(2_000);
+    let lost = teams_of(&world, "lost");
+    for _ in 0..2 {
+        assert_eq!(knock(&mut world, &lost[0]), "lost");
+        world.advance(3_000);
+    }
+    assert_eq!(knock(&mut world, &lost[0]), "lost", "there is no better place");
+    assert!(gates(&world, "lost").is_empty(), "one team proves nothing");
+    let small = teams_of(&world, "full")[0].clone();
+    let refused = world.try_connect(&small);
+    assert!(matches!(refused, Err(Refusal::NodeFull { .. })), "{refused:?}");
+    arrive(&mut world, "lost", 1);
+    world.advance(2_000);
+    assert_eq!(world.place(&small), "lost", "somebody got there");
     world.check();
 }
 

@@ -57,7 +57,7 @@ pub(super) struct Client {
     resume: Option<(usize, String)>,
     backoff_ms: u64,
     /// How often it was sent on since it last waited.
-    sent_on: u32,
+    pub(super) sent_on: u32,
     /// When it last lost its place, or came to be.
     pub(super) away_since: Real,
 }

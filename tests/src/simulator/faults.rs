@@ -112,6 +112,10 @@ impl World {
                 let jump = self.dice.around(3_600_000);
                 if self.dice.percent(30) {
                     self.broker_wall_off = jump;
+                    // Tickets from before the step are of no known time: a circle may begin once more.
+                    for client in &mut self.clients {
+                        client.sent_on = 0;
+                    }
                 } else {
                     self.machines[node].wall_off = jump;
                 }

@@ -121,7 +121,10 @@ impl World {
                 TrustChange::Trusted => "a node held back was trusted again",
                 TrustChange::Crashing { .. } => "a crashing node was held back",
             }),
-            Notice::NodeRefused { .. } => self.count("hello refused"),
+            Notice::NodeRefused { node, .. } => {
+                self.mirror.refuses(node);
+                self.count("hello refused");
+            }
             Notice::ExitDisbelieved { .. } => self.count("a report of an exit was not believed"),
             Notice::Unplaced { .. } => self.count("no node for a team"),
             Notice::NodeSilent { .. } => self.count("node silent"),

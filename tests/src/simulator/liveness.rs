@@ -13,6 +13,12 @@ use super::world::{Phase, World};
 
 /// What is left for dialling, on top of a grace and a lease.
 const DIAL_MS: u64 = 5_000;
+/// A team that moved less than this ago may be on its way still.
+const MOVING_MS: u64 = 2_000;
+/// Connections of a team that moved less than this ago may still be where it was.
+const LEAVING_MS: u64 = 12_000;
+/// What a team is moved to all the same from a node that no client gets to.
+const IN_NEED: [Gate; 3] = [Gate::CpuCeiling, Gate::Pressure, Gate::Crashing];
 /// New teams placed at the end for each node, to see how even they come out.
 const PROBES: usize = 4;
 
@@ -150,13 +156,32 @@ impl World {
             };
             let process = self.machines[node].process.as_ref();
             let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
-            if tenure != Some(usher_node::holdings::Tenure::Held(view.epoch)) {
+            let held = tenure == Some(usher_node::holdings::Tenure::Held(view.epoch));
+            if !held && !self.is_nobody_better(node) && !self.just_moved(&view) {
                 self.fail(format!(
                     "L1: {owner} owns team {team} under epoch {} and has {tenure:?}",
                     view.epoch
                 ));
             }
         }
+    }
+
+    /// Whether a node's teams stay its own although it is gone: while nobody could take them, nobody is declared
+    /// dead for silence.
+    fn is_nobody_better(&self, node: usize) -> bool {
+        self.machines[node].process.is_none() && self.mirror.preserving && self.all_gated()
+    }
+
+    /// Whether the team is on its way from one node to another.
+    fn just_moved(&self, view: &TeamView) -> bool {
+        view.moving_from.is_some() && self.moved_within(&view.team, MOVING_MS)
+    }
+
+    fn moved_within(&self, team: &TeamId, within_ms: u64) -> bool {
+        let now = self.broker_local();
+        let why = self.main.as_ref().and_then(|broker| broker.core.why(team, now));
+        let last = why.and_then(|why| why.decisions.into_iter().next());
+        last.is_some_and(|last| last.from.is_some() && last.ago_ms < within_ms)
     }
 
     /// A broker on a copy from just before its own last start claims a term that nodes have met another
@@ -200,6 +225,8 @@ impl World {
             if let (Some(node), Some(team)) = (self.node_named(&owner), self.team_named(&view.team))
                 && !self.machines[node].forges
                 && self.may_act(node, team) != Some(view.epoch)
+                && !self.is_nobody_better(node)
+                && !self.just_moved(&view)
             {
                 let process = self.machines[node].process.as_ref();
                 let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
@@ -236,20 +263,28 @@ impl World {
             let Some(owner) = owners.get(team) else {
                 continue;
             };
+            // Who claims a team and does not serve it keeps its clients out, and where they were.
+            let forges = self
+                .node_named(owner)
+                .is_some_and(|node| self.machines[node].forges);
             let full = self.node_named(owner).is_some_and(|node| {
                 let machine = &self.machines[node];
                 let process = machine.process.as_ref();
-                machine.forges
-                    || process.is_some_and(|process| process.connections >= machine.capacity.connections)
+                forges || process.is_some_and(|process| process.connections >= machine.capacity.connections)
             });
             match known.seat {
                 None if self.dials_in_vain_for_ever(client) => {}
                 None if known.away_since > self.now - 15_000 => {}
+                None if self
+                    .node_named(owner)
+                    .is_some_and(|node| self.is_nobody_better(node)) => {}
                 None if full => self.check_refused(client, owner),
+                None if self.is_cut_off(owner) && self.elsewhere(client, owner, &IN_NEED).is_none() => {}
                 None => self.fail(format!(
                     "L2: client {client} ({:?}) of {team} has been away since {}",
                     known.manner, known.away_since
                 )),
+                Some(_) if forges || self.moved_within(team, LEAVING_MS) => {}
                 Some(seat) if self.machines[seat.node].id != *owner => {
                     self.fail(format!(
                         "L2: client {client} of {team} is on node {}, not on {owner}",
@@ -267,29 +302,41 @@ impl World {
         let known = self.clients[client].clone();
         // One that dials the same URL again and again asks the broker once its ticket has expired.
         let patient = known.manner == Manner::Redialler || known.away_since > self.now - 40_000;
-        let Some(node) = self.node_named(owner).filter(|_| !patient) else {
-            return;
-        };
-        if self.machines.iter().any(|machine| machine.forges) {
+        if patient || self.machines.iter().any(|machine| machine.forges) {
             return;
         }
-        let team = self.teams[known.team].clone();
-        let members = self.members(node, &team).len();
-        let now = self.broker_local();
-        let nodes = self
-            .main
-            .as_ref()
-            .map_or(Vec::new(), |broker| broker.core.nodes(now));
-        let has_room = |view: &NodeView| {
-            let room = view.capacity.connections.saturating_sub(view.connections);
-            view.node != *owner && view.gates.is_empty() && room as usize > members + members / 4 + 3
-        };
-        if let Some(view) = nodes.iter().find(|view| has_room(view)) {
+        if let Some(view) = self.elsewhere(client, owner, &[]) {
             self.fail(format!(
-                "L8: client {client} of {team} has been refused by {owner} since {}, while {} holds {} of {}",
-                known.away_since, view.node, view.connections, view.capacity.connections
+                "L8: client {client} of {} has been refused by {owner} since {}, while {} holds {} of {}",
+                self.teams[known.team],
+                known.away_since,
+                view.node,
+                view.connections,
+                view.capacity.connections
             ));
         }
+    }
+
+    /// Another node with room for all of a client's team, and no gate but these.
+    fn elsewhere(&self, client: usize, owner: &NodeId, but: &[Gate]) -> Option<NodeView> {
+        let team = &self.teams[self.clients[client].team];
+        let members = self
+            .node_named(owner)
+            .map_or(0, |node| self.members(node, team).len());
+        let nodes = self.main.as_ref()?.core.nodes(self.broker_local());
+        let has_room = |view: &NodeView| {
+            let room = view.capacity.connections.saturating_sub(view.connections);
+            view.node != *owner
+                && !self.is_cut_off(&view.node)
+                && view.gates.iter().all(|gate| but.contains(gate))
+                && room as usize > members + members / 4 + 3
+        };
+        nodes.into_iter().find(has_room)
+    }
+
+    /// Whether no client gets to a node, for good.
+    fn is_cut_off(&self, id: &NodeId) -> bool {
+        self.out_of_reach.is_some() && self.node_named(id) == self.out_of_reach
     }
 
     /// L9: a new team goes to no node that is nearly full while one is half empty that is no worse by its

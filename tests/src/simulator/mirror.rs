@@ -45,6 +45,8 @@ pub(super) struct Mirror {
     pub(super) preserving: bool,
     /// A death was proven in this event.
     pub(super) proven: bool,
+    /// What was known of a name before the hello of this event, in case it is refused.
+    before_hello: Option<BeforeHello>,
     /// Whose name changed hands in this event, and who had it.
     succeeded: Option<(NodeId, Incarnation)>,
     /// Processes that lost their name without proof of their end.
@@ -73,6 +75,14 @@ pub(super) struct Begun {
     pub(super) cost: u64,
     /// What all of a second may be charged.
     pub(super) most: u64,
+}
+
+#[derive(Clone, Debug)]
+struct BeforeHello {
+    node: NodeId,
+    link: LinkId,
+    known: Option<Known>,
+    displaced: Option<Incarnation>,
 }
 
 /// What the broker has been told of one node.
@@ -119,6 +129,28 @@ impl Mirror {
     pub(super) fn displaces(&mut self, node: &NodeId) {
         if let Some((_, before)) = self.succeeded.take().filter(|(of, _)| of == node) {
             self.displaced.entry(node.clone()).or_default().insert(before);
+        }
+    }
+
+    /// The hello of this event was refused: nothing is new of its node.
+    pub(super) fn refuses(&mut self, node: &NodeId) {
+        let Some(before) = self.before_hello.take().filter(|before| before.node == *node) else {
+            return;
+        };
+        self.succeeded = None;
+        self.links.remove(&before.link);
+        self.nodes.remove(node);
+        if let Some(known) = before.known {
+            if let Some(link) = known.link {
+                self.links.insert(link, node.clone());
+            }
+            self.nodes.insert(node.clone(), known);
+        }
+        if let Some(incarnation) = before.displaced {
+            self.displaced
+                .entry(node.clone())
+                .or_default()
+                .insert(incarnation);
         }
     }
 
@@ -202,6 +234,7 @@ impl World {
         self.mirror.event = EventKind::Other;
         self.mirror.proven = false;
         self.mirror.succeeded = None;
+        self.mirror.before_hello = None;
         let ours = self.main.as_ref().map(|broker| {
             (
                 broker.core.status(now).term,
@@ -274,9 +307,14 @@ impl World {
                     capacity: hello.capacity.connections,
                     seq: 0,
                 };
-                if let Some(of_name) = mirror.displaced.get_mut(&hello.node) {
-                    of_name.remove(&hello.incarnation);
-                }
+                let of_name = mirror.displaced.get_mut(&hello.node);
+                let was_displaced = of_name.is_some_and(|of_name| of_name.remove(&hello.incarnation));
+                mirror.before_hello = Some(BeforeHello {
+                    node: hello.node.clone(),
+                    link: *link,
+                    known: mirror.nodes.get(&hello.node).cloned(),
+                    displaced: was_displaced.then_some(hello.incarnation),
+                });
                 mirror.links.retain(|_, node| *node != hello.node);
                 mirror.links.insert(*link, hello.node.clone());
                 mirror.nodes.insert(hello.node.clone(), next);
@@ -337,6 +375,8 @@ impl World {
                     // What was only presumed is proven now.
                     known.dead = known.dead.map(|(since, _)| (since, true));
                     mirror.awaited.remove(&exited.node);
+                    // Its name is free, for whoever it had displaced too.
+                    mirror.displaced.remove(&exited.node);
                 }
             }
             Event::LinkClosed { link } => {

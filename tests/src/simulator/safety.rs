@@ -246,8 +246,14 @@ impl World {
         if process.connections == 0 {
             return;
         }
-        if process.cut_off || process.mandate.is_displaced() {
+        if process.cut_off {
             // What was decided once goes on until the broker is heard again.
+            return;
+        }
+        if process.mandate.is_displaced() {
+            if let Some(process) = self.machines[node].process.as_mut() {
+                process.cut_off = true;
+            }
             return;
         }
         let heard_ms = process.peers_hear_since.map(|since| now.since(since));
