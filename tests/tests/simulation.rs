@@ -143,7 +143,10 @@ fn whatever_breaks_what_is_promised_holds() {
             assert!(count < 400 || unseen.is_empty(), "no seed came to: {unseen:?}");
         }
         Err(seed) => {
-            let violation = run(seed, Story::Told).unwrap_err();
+            // The whole of a story may be 200,000 lines.
+            let lines = number("USHER_SIM_LINES").and_then(|lines| usize::try_from(lines).ok());
+            let lines = lines.unwrap_or(40);
+            let violation = run(seed, Story::Told(lines)).unwrap_err();
             panic!("{}", tell(seed, &violation));
         }
     }

@@ -329,12 +329,34 @@ impl Core {
         self.notice(Notice::Moved { cause, outcome });
     }
 
+    /// The first of a large team need not show any more that they arrive: it goes elsewhere by now, and nobody
+    /// would tell the node that the rest waits at.
+    fn unpark(&mut self, id: &TeamId, now: Timestamp) {
+        let moving = self.teams.get(id).and_then(|team| team.moving.as_ref());
+        let Some(Move::Leaving {
+            operation: Some(operation),
+            ..
+        }) = moving
+        else {
+            return;
+        };
+        let operation = operation.clone();
+        let parked = self
+            .operations
+            .get_mut(&operation)
+            .and_then(|known| known.parked.take_if(|parked| parked == id));
+        if parked.is_some() {
+            self.send_pace(&operation, now);
+        }
+    }
+
     /// Undoes a move that is being prepared, or stops waiting for one whose connections are leaving.
     pub(crate) fn drop_move(&mut self, id: &TeamId, outcome: &'static str, now: Timestamp) {
         let Some(team) = self.teams.get_mut(id) else {
             return;
         };
         if !matches!(team.moving, Some(Move::Preparing { .. })) {
+            self.unpark(id, now);
             return self.finish_leaving(id, outcome, now);
         }
         let Some(Move::Preparing {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{Ask, Event, RequestId};
 use usher_shared::id::{NodeId, TeamId};
-use usher_shared::rest::{Gate, NodeState, NodeView, OperationKind, OperationState, TeamView};
+use usher_shared::rest::{Gate, NodeState, NodeView, OperationKind, OperationState, OperationView, TeamView};
 
 use super::agenda::{ForBroker, Happens, Which};
 use super::client::Manner;
@@ -285,6 +285,7 @@ impl World {
                     known.manner, known.away_since
                 )),
                 Some(_) if forges || self.moved_within(team, LEAVING_MS) => {}
+                Some(seat) if self.waits_there(team, seat.node) => {}
                 Some(seat) if self.machines[seat.node].id != *owner => {
                     self.fail(format!(
                         "L2: client {client} of {team} is on node {}, not on {owner}",
@@ -332,6 +333,19 @@ impl World {
                 && room as usize > members + members / 4 + 3
         };
         nodes.into_iter().find(has_room)
+    }
+
+    /// Whether a team is on its way from a node, and what is left there is held and told to be.
+    fn waits_there(&self, team: &TeamId, node: usize) -> bool {
+        let now = self.broker_local();
+        let Some(broker) = &self.main else { return false };
+        let id = &self.machines[node].id;
+        let moves = broker.core.team(team, now).and_then(|view| view.moving_from);
+        let told = |operation: &OperationView| {
+            let waits = operation.waits || operation.detail.starts_with("waiting");
+            operation.node == *id && operation.state == OperationState::Running && waits
+        };
+        moves.as_ref() == Some(id) && broker.core.operations(now).iter().any(told)
     }
 
     /// Whether no client gets to a node, for good.

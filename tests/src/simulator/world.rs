@@ -22,8 +22,6 @@ use super::truth::Truth;
 
 /// The wall clock when the world began: some day in 2027.
 pub(super) const WALL: u64 = 1_800_000_000_000;
-/// What is kept of the past, to be shown when something did not hold.
-const LINES: usize = 40;
 /// More events than this in one millisecond are a livelock.
 const AT_ONCE: u64 = 20_000;
 
@@ -62,8 +60,8 @@ impl Violation {
 /// Whether the last events are kept as text, which costs most of the time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Story {
-    /// They are.
-    Told,
+    /// So many of them.
+    Told(usize),
     /// They are not.
     Untold,
 }
@@ -114,6 +112,7 @@ pub(super) struct World {
     pub(super) outcome: Outcome,
     violation: Option<String>,
     story: Option<VecDeque<String>>,
+    lines: usize,
     at_this_moment: u64,
 }
 
@@ -210,7 +209,11 @@ impl World {
             grants: GrantSigner::new(master.grant_key(), cluster()),
             outcome: Outcome::default(),
             violation: None,
-            story: (story == Story::Told).then(VecDeque::new),
+            story: (story != Story::Untold).then(VecDeque::new),
+            lines: match story {
+                Story::Told(lines) => lines,
+                Story::Untold => 0,
+            },
             at_this_moment: 0,
             plan,
             dice,
@@ -257,7 +260,7 @@ impl World {
 
     pub(super) fn tell_story(&mut self, line: impl FnOnce() -> String) {
         if let Some(story) = &mut self.story {
-            if story.len() > LINES {
+            if story.len() > self.lines {
                 // The plan stays in front.
                 story.remove(2);
             }
