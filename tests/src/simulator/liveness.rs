@@ -15,8 +15,9 @@ use super::world::{Phase, World};
 const DIAL_MS: u64 = 5_000;
 /// A team that moved less than this ago may be on its way still.
 const MOVING_MS: u64 = 2_000;
-/// Connections of a team that moved less than this ago may still be where it was.
-const LEAVING_MS: u64 = 12_000;
+/// Connections of a team that moved less than this ago may still be where it was: a hold that nobody renews, as of a
+/// team that moved on before its first had shown that they arrive, is over after 30 s.
+const LEAVING_MS: u64 = 45_000;
 /// What a team is moved to all the same from a node that no client gets to.
 const IN_NEED: [Gate; 3] = [Gate::CpuCeiling, Gate::Pressure, Gate::Crashing];
 /// New teams placed at the end for each node, to see how even they come out.
