@@ -276,9 +276,14 @@ fn register() {
 /// A notice of the core, as a log line and as counts.
 pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
     match notice {
-        Notice::NodeReady { node, teams } => {
+        Notice::NodeReady {
+            node,
+            teams,
+            url,
+            version,
+        } => {
             refusals.met_a_node();
-            tracing::info!(%node, teams, "node is ready");
+            tracing::info!(%node, teams, url = for_log(url), version = for_log(version), "node is ready");
         }
         Notice::ProbeAnswered { node, address, state } => {
             counter!(PROBE_ADDRESSES, "state" => state.as_str()).increment(1);

@@ -3,7 +3,7 @@
 use clap::Args;
 use std::process::ExitCode;
 use usher_shared::id::NodeId;
-use usher_shared::rest::{PinStrength, TeamKind, TeamView, TeamsView};
+use usher_shared::rest::{NodeView, PinStrength, TeamKind, TeamView, TeamsView};
 
 use crate::api::{Api, ApiError, AskArgs, json};
 use crate::failure::Failure;
@@ -36,6 +36,10 @@ pub(crate) async fn run(args: TeamsArgs) -> Result<ExitCode, Failure> {
     let view = collect(&api, args.node.as_ref(), args.limit as usize).await?;
     if args.ask.json {
         output::line(&json(&view)?);
+    } else if let (true, Some(node)) = (view.teams.is_empty(), &args.node) {
+        // A name that nobody has owns nothing either, and most likely it was misspelt.
+        let known: NodeView = api.get(&format!("/v1/nodes/{node}")).await?;
+        output::line(&format!("no teams on {}", known.node));
     } else if view.teams.is_empty() {
         output::line("no teams; a client's connect makes one, and so does `usher assign TEAM`");
     } else {

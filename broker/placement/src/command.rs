@@ -274,6 +274,10 @@ pub enum Notice {
         node: NodeId,
         /// Teams it brought with it.
         teams: u32,
+        /// Where clients are sent to.
+        url: String,
+        /// Its software's version, as it says.
+        version: String,
     },
     /// A node was not let in.
     NodeRefused {

@@ -282,11 +282,15 @@ impl Core {
         self.rebuild_index();
         self.publish_node(&id);
         self.ask_who(&id, now);
-        let teams = self.nodes.get(&id).map_or(0, |node| node.teams.len());
-        self.notice(Notice::NodeReady {
-            node: id.clone(),
-            teams: u32::try_from(teams).unwrap_or(u32::MAX),
-        });
+        if let Some(node) = self.nodes.get(&id) {
+            let ready = Notice::NodeReady {
+                node: id.clone(),
+                teams: u32::try_from(node.teams.len()).unwrap_or(u32::MAX),
+                url: node.hello.url.for_node(&id),
+                version: node.hello.version.clone(),
+            };
+            self.notice(ready);
+        }
         self.count_again(&id, now);
         self.tell_wish(&id);
         self.tell_lonely_peers();
