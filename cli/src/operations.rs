@@ -15,6 +15,8 @@ use crate::table::{self, Column, count};
 
 /// How often a followed operation is looked at: quick enough for a moving line.
 const LOOK: Duration = Duration::from_millis(250);
+/// The exit code of a process that SIGINT ended, as shells have it.
+const INTERRUPTED: u8 = 130;
 /// How long a broker may be away while an operation is followed; a restart takes a few seconds.
 const BROKER_AWAY: Duration = Duration::from_secs(60);
 
@@ -30,8 +32,8 @@ pub(crate) struct OperationsArgs {
 #[derive(Args)]
 #[command(after_help = "Examples:\n  usher operation drain-7-1\n  usher operation drain-7-1 --wait")]
 pub(crate) struct OperationArgs {
-    /// Its id, as `usher operations` lists it
-    operation: OperationId,
+    /// Its id, as `usher operations` lists it [default: the newest]
+    operation: Option<OperationId>,
     /// Follow it to its end; exit code 0 when done, 1 when cancelled
     #[arg(long)]
     wait: bool,
@@ -53,7 +55,10 @@ pub(crate) async fn list(args: OperationsArgs) -> Result<ExitCode, Failure> {
 
 pub(crate) async fn one(args: OperationArgs) -> Result<ExitCode, Failure> {
     let api = Api::new(&args.ask.admin)?;
-    let view: OperationView = api.get(&format!("/v1/operations/{}", args.operation)).await?;
+    let view = match &args.operation {
+        Some(operation) => api.get(&format!("/v1/operations/{operation}")).await?,
+        None => newest(&api).await?,
+    };
     if args.wait {
         return follow(&api, view, args.ask.json).await;
     }
@@ -63,6 +68,15 @@ pub(crate) async fn one(args: OperationArgs) -> Result<ExitCode, Failure> {
         output::text(&report(&view));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn newest(api: &Api) -> Result<OperationView, Failure> {
+    let view: OperationsView = api.get("/v1/operations?limit=1").await?;
+    let newest = view.operations.into_iter().next();
+    newest.ok_or_else(|| {
+        Failure::new(anyhow::anyhow!("there is no operation yet"))
+            .try_this("`usher drain NODE` is one".to_owned())
+    })
 }
 
 /// Prints what was started, or with `wait` follows it to its end.
@@ -89,10 +103,47 @@ pub(crate) async fn started(
 
 /// Shows progress until the operation ends, then its report. A moving line on a terminal, else a
 /// line at each change; standard output gets only the report.
-async fn follow(api: &Api, mut view: OperationView, as_json: bool) -> Result<ExitCode, Failure> {
+async fn follow(api: &Api, view: OperationView, as_json: bool) -> Result<ExitCode, Failure> {
     let moving = std::io::stderr().is_terminal();
-    let path = format!("/v1/operations/{}", view.operation);
     output::note(&plan(&view));
+    let goes_on = goes_on(&view);
+    let view = tokio::select! {
+        ended = watch(api, view, moving) => ended?,
+        _ = tokio::signal::ctrl_c() => {
+            output::note(&goes_on);
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    };
+    if moving {
+        output::moving_note("");
+    }
+    if as_json {
+        output::line(&json(&view)?);
+    } else {
+        output::text(&report(&view));
+    }
+    match view.state {
+        OperationState::Done if view.kind == OperationKind::Drain && view.teams_kept > 0 => Err(kept(&view)),
+        OperationState::Done => Ok(ExitCode::SUCCESS),
+        OperationState::Running | OperationState::Cancelled => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// What whoever stops watching should know.
+fn goes_on(view: &OperationView) -> String {
+    let stop = match view.kind {
+        OperationKind::Drain => format!("; `usher undrain {}` stops it", view.node),
+        OperationKind::Shed | OperationKind::Failover | OperationKind::Relief => String::new(),
+    };
+    format!(
+        "the {} goes on{stop}; `usher operation {} --wait` follows it again",
+        view.kind.as_str(),
+        view.operation
+    )
+}
+
+async fn watch(api: &Api, mut view: OperationView, moving: bool) -> Result<OperationView, ApiError> {
+    let path = format!("/v1/operations/{}", view.operation);
     let mut shown = String::new();
     while view.state == OperationState::Running {
         let line = progress(&view);
@@ -107,19 +158,7 @@ async fn follow(api: &Api, mut view: OperationView, as_json: bool) -> Result<Exi
         tokio::time::sleep(LOOK).await;
         view = look(api, &path).await?;
     }
-    if moving {
-        output::moving_note("");
-    }
-    if as_json {
-        output::line(&json(&view)?);
-    } else {
-        output::text(&report(&view));
-    }
-    match view.state {
-        OperationState::Done if view.kind == OperationKind::Drain && view.teams_kept > 0 => Err(kept(&view)),
-        OperationState::Done => Ok(ExitCode::SUCCESS),
-        OperationState::Running | OperationState::Cancelled => Ok(ExitCode::FAILURE),
-    }
+    Ok(view)
 }
 
 /// A drain that is done and left teams behind: whoever waits for an empty node must not go on.
@@ -388,6 +427,17 @@ pub(crate) mod tests {
             began_unix_ms: 1_795_656_174_000,
             ended_unix_ms: None,
         }
+    }
+
+    #[test]
+    fn whoever_stops_watching_is_told_that_it_goes_on() {
+        let drain = operation(OperationKind::Drain, OperationState::Running);
+        assert_eq!(
+            goes_on(&drain),
+            "the drain goes on; `usher undrain node-1` stops it; `usher operation drain-7-1 --wait` follows it again"
+        );
+        let shed = operation(OperationKind::Shed, OperationState::Running);
+        assert!(!goes_on(&shed).contains("undrain"));
     }
 
     #[test]
