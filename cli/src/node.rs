@@ -29,9 +29,12 @@ const LEAST_SPARE_DESCRIPTORS: u64 = 128;
 /// Descriptors kept for everything that is not a client: listeners, the broker link, bridges, files.
 const SPARE_DESCRIPTORS: u64 = 500;
 
-/// What messages may hold that have begun and not ended: 128 of the largest at once, and a part of what a
-/// small container has.
+/// What messages may hold that have begun and not ended: 128 of the largest at once.
 const UNFINISHED_BYTES: u64 = 32 << 20;
+/// In a small container it is this part of the memory: connections and what waits for slow readers need the rest.
+const UNFINISHED_PART: u64 = 8;
+/// Beyond one half clients that begin messages could by themselves bring a container near its end.
+const UNFINISHED_MOST_PART: u64 = 2;
 /// Frames a second of one client: a bot that passes on a busy channel sends tens, and a node carries
 /// hundreds of thousands in all.
 const FRAMES_PER_S: u32 = 2_000;
@@ -140,7 +143,7 @@ pub(crate) struct NodeSettings {
     #[arg(long, env = "USHER_NODE_MESSAGE_TIME", value_name = "DURATION")]
     pub(crate) message_time: Option<HumanDuration>,
     /// What all messages may hold that have begun and not ended, in bytes; beyond it the oldest are
-    /// closed with 4308 [default: 33554432]
+    /// closed with 4308 [default: 33554432, or an eighth of the container's memory if that is less]
     #[arg(long, env = "USHER_NODE_UNFINISHED_BYTES", value_name = "BYTES")]
     pub(crate) unfinished_bytes: Option<u64>,
     /// Frames a second that a client may send on average, ten times as many at once; beyond it,
@@ -184,28 +187,15 @@ pub(crate) enum OnLapseSetting {
 pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     let hangup = signals::outlast().map_err(Failure::settings)?;
     let descriptors = settings::raise_descriptors().map_err(Failure::settings)?;
-    let (config, settings) = configure(&args, descriptors).map_err(Failure::settings)?;
+    let memory = usher_node::load::container_memory();
+    let (config, settings) = configure(&args, descriptors, memory).map_err(Failure::settings)?;
     let filter = settings.log.clone().unwrap_or_default();
     let logging =
         logging::start(&filter, settings.log_format.unwrap_or_default()).map_err(Failure::settings)?;
     let is_child = std::env::var_os(PARENT_VARIABLE).is_some();
     if is_child || args.no_parent {
-        let most = config.capacity.connections;
-        if settings.capacity_connections.is_none() && most < FEW_CONNECTIONS {
-            tracing::warn!(
-                most,
-                descriptors,
-                "the limit of file descriptors allows few connections: raise it (`ulimit -n`, LimitNOFILE=)"
-            );
-        }
-        if let Some(asked) = settings.capacity_connections.filter(|asked| *asked > most) {
-            tracing::warn!(
-                asked,
-                most,
-                descriptors,
-                "the limit of file descriptors allows fewer connections than asked for: raise it (`ulimit -n`)"
-            );
-        }
+        warn_of_descriptors(&config, &settings, descriptors);
+        warn_of_memory(&settings, memory);
         parent::tie_to_parent().map_err(Failure::settings)?;
         let reload = Reload {
             config: args.config.clone(),
@@ -246,7 +236,54 @@ pub(crate) async fn run(args: NodeArgs) -> Result<ExitCode, Failure> {
     Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::Config, NodeSettings)> {
+fn warn_of_descriptors(config: &usher_node::Config, settings: &NodeSettings, descriptors: u64) {
+    let most = config.capacity.connections;
+    if settings.capacity_connections.is_none() && most < FEW_CONNECTIONS {
+        tracing::warn!(
+            most,
+            descriptors,
+            "the limit of file descriptors allows few connections: raise it (`ulimit -n`, LimitNOFILE=)"
+        );
+    }
+    if let Some(asked) = settings.capacity_connections.filter(|asked| *asked > most) {
+        tracing::warn!(
+            asked,
+            most,
+            descriptors,
+            "the limit of file descriptors allows fewer connections than asked for: raise it (`ulimit -n`)"
+        );
+    }
+}
+
+fn warn_of_memory(settings: &NodeSettings, memory: Option<u64>) {
+    if let Some(most) = unfinished_advised(settings.unfinished_bytes, memory) {
+        tracing::warn!(
+            asked = settings.unfinished_bytes,
+            most,
+            memory,
+            "--unfinished-bytes is more than half of the container's memory, so that clients which never end their \
+             messages can get the node killed: lower it, or give the container more"
+        );
+    }
+}
+
+/// What would still be sound, where more was asked for.
+fn unfinished_advised(asked: Option<u64>, memory: Option<u64>) -> Option<u64> {
+    let most = memory? / UNFINISHED_MOST_PART;
+    (asked? > most).then_some(most)
+}
+
+/// The default; one message of the largest must fit in any case.
+fn unfinished_default(memory: Option<u64>, message_bytes: usize) -> u64 {
+    let part = memory.map_or(UNFINISHED_BYTES, |memory| memory / UNFINISHED_PART);
+    part.min(UNFINISHED_BYTES).max(message_bytes as u64)
+}
+
+fn configure(
+    args: &NodeArgs,
+    descriptors: u64,
+    memory: Option<u64>,
+) -> anyhow::Result<(usher_node::Config, NodeSettings)> {
     let file = File::read(args.config.as_deref())?.node;
     let settings = settings::layered(&args.settings, &file)?;
     let token = settings::token(
@@ -277,6 +314,7 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
             "this process may open {descriptors} files, which leaves none for clients: raise the limit (`ulimit -n`, LimitNOFILE=) above {SPARE_DESCRIPTORS}"
         );
     }
+    let message_bytes = settings.message_bytes.unwrap_or(256 * 1024);
     let config = usher_node::Config {
         node: name,
         incarnation: incarnation()?,
@@ -311,10 +349,12 @@ fn configure(args: &NodeArgs, descriptors: u64) -> anyhow::Result<(usher_node::C
         token,
         stop_budget: or_seconds(settings.stop_budget, 25),
         ping: or_seconds(settings.ping, 25),
-        message_bytes: settings.message_bytes.unwrap_or(256 * 1024),
+        message_bytes,
         queue_bytes: settings.queue_bytes.unwrap_or(1024 * 1024),
         message_time: or_seconds(settings.message_time, 60),
-        unfinished_bytes: settings.unfinished_bytes.unwrap_or(UNFINISHED_BYTES),
+        unfinished_bytes: settings
+            .unfinished_bytes
+            .unwrap_or_else(|| unfinished_default(memory, message_bytes)),
         frames_per_s: settings.frames_per_s.unwrap_or(FRAMES_PER_S),
         controls_per_s: settings.controls_per_s.unwrap_or(CONTROLS_PER_S),
         bytes_per_s: settings.bytes_per_s.unwrap_or(BYTES_PER_S),
@@ -404,7 +444,11 @@ mod tests {
     use super::*;
     use usher_shared::secret::Token;
 
-    fn config_within(descriptors: u64, settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
+    fn config_within(
+        descriptors: u64,
+        memory: Option<u64>,
+        settings: NodeSettings,
+    ) -> anyhow::Result<usher_node::Config> {
         let args = NodeArgs {
             config: None,
             no_parent: true,
@@ -413,11 +457,11 @@ mod tests {
                 ..settings
             },
         };
-        configure(&args, descriptors).map(|(config, _)| config)
+        configure(&args, descriptors, memory).map(|(config, _)| config)
     }
 
     fn config(settings: NodeSettings) -> anyhow::Result<usher_node::Config> {
-        config_within(20_000, settings)
+        config_within(20_000, None, settings)
     }
 
     #[test]
@@ -427,13 +471,34 @@ mod tests {
             ..NodeSettings::default()
         };
         let room = |descriptors, asked| {
-            config_within(descriptors, with(asked)).map(|config| config.capacity.connections)
+            config_within(descriptors, None, with(asked)).map(|config| config.capacity.connections)
         };
         assert_eq!(room(1_024, None).unwrap(), 524);
         assert_eq!(room(1_024, Some(50)).unwrap(), 50);
         assert_eq!(room(1_024, Some(5_000)).unwrap(), 896);
         let none = room(200, None).unwrap_err().to_string();
         assert!(none.contains("ulimit -n"), "{none}");
+    }
+
+    #[test]
+    fn unfinished_messages_get_a_part_of_a_small_container() {
+        let held = |memory| {
+            let config = config_within(20_000, memory, NodeSettings::default());
+            config.unwrap().unfinished_bytes
+        };
+        assert_eq!(held(None), 32 << 20);
+        assert_eq!(held(Some(1 << 30)), 32 << 20);
+        assert_eq!(held(Some(64 << 20)), 8 << 20);
+        assert_eq!(held(Some(1 << 20)), 256 << 10, "one message fits in any case");
+    }
+
+    #[test]
+    fn more_than_half_of_a_container_for_unfinished_messages_is_warned_of() {
+        let container = Some(64 << 20);
+        assert_eq!(unfinished_advised(Some(33 << 20), container), Some(32 << 20));
+        assert_eq!(unfinished_advised(Some(32 << 20), container), None);
+        assert_eq!(unfinished_advised(Some(33 << 20), None), None);
+        assert_eq!(unfinished_advised(None, container), None);
     }
 
     #[test]

@@ -33,6 +33,13 @@ const CONTAINER_MEMORY: Threshold = Threshold {
     ends: 800,
 };
 
+/// The memory that this process's container may use, in bytes: the tightest limit of its cgroup and the groups
+/// above. `None` where none has a limit.
+#[must_use]
+pub fn container_memory() -> Option<u64> {
+    memory::limit_of_container(Path::new("/"))
+}
+
 /// One sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Reading {

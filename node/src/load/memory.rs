@@ -20,6 +20,11 @@ pub(super) fn of_container(root: &Path) -> Option<Memory> {
         .max_by_key(|memory| per_mille(*memory))
 }
 
+/// The tightest memory limit among the process's groups.
+pub(super) fn limit_of_container(root: &Path) -> Option<u64> {
+    cgroup::groups(root, "memory").iter().filter_map(limit).min()
+}
+
 /// The machine's.
 pub(super) fn of_machine(root: &Path) -> Option<Memory> {
     let memory = machine::memory(root)?;
@@ -39,29 +44,30 @@ pub(super) fn per_mille(memory: Memory) -> u64 {
 
 /// A group's use and limit, where it has one.
 fn bound(group: &Group) -> Option<Memory> {
-    let (limit_bytes, used, reclaimable) = match group.version {
-        Version::V1 => (
-            // Without a limit: the largest number of pages, in bytes.
-            read_number(&group.path.join("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 62),
-            "memory.usage_in_bytes",
-            "total_inactive_file ",
-        ),
-        Version::V2 => {
-            // Above `high` the kernel slows the group down until it gives memory back; `max` kills. `max`
-            // is also the word for none, which is no number.
-            let limits = ["memory.high", "memory.max"].map(|file| read_number(&group.path.join(file)));
-            (
-                limits.into_iter().flatten().min(),
-                "memory.current",
-                "inactive_file ",
-            )
-        }
+    let (used, reclaimable) = match group.version {
+        Version::V1 => ("memory.usage_in_bytes", "total_inactive_file "),
+        Version::V2 => ("memory.current", "inactive_file "),
     };
     let used = read_number(&group.path.join(used))?;
     Some(Memory {
         used_bytes: used.saturating_sub(stat(&group.path, reclaimable).unwrap_or(0)),
-        limit_bytes: limit_bytes?,
+        limit_bytes: limit(group)?,
     })
+}
+
+fn limit(group: &Group) -> Option<u64> {
+    match group.version {
+        // Without a limit: the largest number of pages, in bytes.
+        Version::V1 => {
+            read_number(&group.path.join("memory.limit_in_bytes")).filter(|limit| *limit < 1 << 62)
+        }
+        // Above `high` the kernel slows the group down until it gives memory back; `max` kills. `max`
+        // is also the word for none, which is no number.
+        Version::V2 => {
+            let limits = ["memory.high", "memory.max"].map(|file| read_number(&group.path.join(file)));
+            limits.into_iter().flatten().min()
+        }
+    }
 }
 
 fn stat(group: &Path, field: &str) -> Option<u64> {

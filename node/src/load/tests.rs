@@ -244,6 +244,8 @@ fn of_all_the_groups_that_bind_the_node_the_tightest_counts() {
         })
     );
     assert_eq!(reading.pressure, Some(Pressure::ContainerMemory));
+    // What may be planned with is the least limit, however much of it is in use.
+    assert_eq!(memory::limit_of_container(root.path()), Some(1_000_000));
     // Slowed down by the kernel at `high` comes before being killed at `max`.
     let root = tree(&[
         ("proc/self/cgroup", "0::/\n"),
@@ -253,6 +255,7 @@ fn of_all_the_groups_that_bind_the_node_the_tightest_counts() {
     ]);
     let reading = Sampler::new(root.path(), 8).sample(SECOND);
     assert_eq!(reading.memory.map(|memory| memory.limit_bytes), Some(1_000));
+    assert_eq!(memory::limit_of_container(root.path()), Some(1_000));
     // Without a limit there is only the machine.
     let root = tree(&[
         ("proc/self/cgroup", "0::/\n"),
@@ -262,6 +265,7 @@ fn of_all_the_groups_that_bind_the_node_the_tightest_counts() {
     ]);
     let reading = Sampler::new(root.path(), 8).sample(SECOND);
     assert_eq!(reading.memory.map(|memory| memory.limit_bytes), Some(1_024_000));
+    assert_eq!(memory::limit_of_container(root.path()), None);
     assert_eq!(reading.health(), Health::Good);
 }
 
