@@ -8,7 +8,8 @@
 //! once, and any other request as soon as there is a place for it.
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::HOST;
+use http::{Request, Response, Version};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -324,12 +325,28 @@ where
     let mut request = request.map(|body| Inflow::new(body, rest));
     normalise(request.uri_mut());
     request.extensions_mut().insert(PeerAddress(visit.peer));
-    if !health::asks(request.uri().path()) && !visit.is_placed(limits.place_timeout).await {
+    let health = health::asks(request.uri().path());
+    if !health && !visit.is_placed(limits.place_timeout).await {
         drop(request);
         return Ok(no_place().map(|body| Outflow::ours(body, after)));
     }
+    // Health checks are often written by hand, and mean no place in particular.
+    if !health && !has_one_host(&request) {
+        drop(request);
+        let bad = Problem::new(
+            400,
+            "bad_host",
+            "HTTP/1.1 wants one `Host` header (RFC 9112 section 3.2)",
+        );
+        return Ok(problem(&bad).map(|body| Outflow::ours(body, after)));
+    }
     let answer = service.call(request).await?;
     Ok(answer.map(|body| Outflow::theirs(body, after)))
+}
+
+/// Without one, or with two, a proxy before us and we may not mean the same place.
+fn has_one_host<B>(request: &Request<B>) -> bool {
+    request.version() != Version::HTTP_11 || request.headers().get_all(HOST).iter().count() == 1
 }
 
 fn no_place() -> Answer {

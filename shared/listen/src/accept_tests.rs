@@ -166,6 +166,21 @@ async fn the_health_is_told_when_there_is_no_room_and_the_rest_waits_for_it() {
 }
 
 #[tokio::test]
+async fn a_request_names_one_host_but_a_health_check_need_not() {
+    let served = serve_with(limits(16, 16)).await;
+    for (ask, status) in [
+        ("GET / HTTP/1.1\r\n\r\n", "400"),
+        ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "400"),
+        ("GET /healthz HTTP/1.1\r\n\r\n", "200"),
+    ] {
+        answered(&mut served.from(1, ask.as_bytes()).await, status).await;
+    }
+    let mut old = served.from(1, b"GET / HTTP/1.0\r\n\r\n").await;
+    assert!(head(&mut old).await.starts_with("HTTP/1.0 200 "));
+    served.ends().await;
+}
+
+#[tokio::test]
 async fn a_refusal_is_read_by_a_client_that_is_still_sending() {
     let served = serve_with(limits(4, 1)).await;
     let mut stream = served
