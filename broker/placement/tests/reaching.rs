@@ -375,8 +375,13 @@ fn a_node_that_died_again_and_again_is_better_than_one_out_of_reach() {
     }
     world.advance(7_000);
     assert_eq!(gates(&world, "a"), [Gate::Unreachable]);
-    assert_eq!(world.place("new"), "b");
     assert_eq!(knock(&mut world, &stuck[0]), "b");
+    // Also when it is the busier of the two by far.
+    world.nodes.get_mut(&node("b")).unwrap().connections = 80_000;
+    world.advance(2_000);
+    let busy = |name| world.core.node(&node(name), world.now).unwrap().score.busy_ppm;
+    assert!(busy("b") > busy("a"));
+    assert_eq!(world.place("new"), "b");
     world.check();
 }
 
