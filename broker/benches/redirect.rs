@@ -97,7 +97,6 @@ fn redirects(bench: &mut Criterion) {
         exp: NOW_S + LIFE_S,
         jti: "00000000000000aa".to_owned(),
         hop: 0,
-        user: None,
         from: None,
         scope: Scope::Connect,
     };

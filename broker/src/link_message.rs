@@ -2,14 +2,7 @@
 
 use usher_placement::{Event, LinkId};
 use usher_shared::clock;
-use usher_shared::link::{MAX_LIST, ToBroker};
-
-/// As documented for [`usher_shared::link::Heartbeat::idle_teams`].
-const MAX_IDLE: usize = 256;
-/// As documented for [`usher_shared::link::Heartbeat::hot_teams`].
-const MAX_HOT: usize = 16;
-/// As documented for [`usher_shared::link::Heartbeat::large_teams`].
-const MAX_LARGE: usize = 16;
+use usher_shared::link::{MAX_HOT, MAX_IDLE, MAX_LARGE, MAX_LIST, ToBroker};
 
 /// The most characters of a node's words in a line of the log.
 const MAX_LOGGED: usize = 256;

@@ -354,7 +354,6 @@ impl Visit {
             exp: now_s + LIFE_S,
             jti: format!("{:016x}", random::quick()),
             hop: self.hop,
-            user: None,
             from: self.from,
             scope: self.scope,
         };

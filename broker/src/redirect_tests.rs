@@ -113,7 +113,6 @@ impl World {
             exp: NOW_S - age_s + LIFE_S,
             jti: "0".repeat(16),
             hop,
-            user: None,
             from: None,
             scope: Scope::Connect,
         };

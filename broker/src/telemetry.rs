@@ -5,8 +5,9 @@ use metrics::{
     Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use std::time::Duration;
-use usher_placement::{Notice, Pace, Preservation, TrustChange};
-use usher_shared::rest::{Cause, Gate, ProbeState};
+use usher_placement::{MoveOutcome, Notice, Pace, Preservation, TrustChange};
+use usher_shared::link::EndedBy;
+use usher_shared::rest::{Cause, Gate, OperationKind, ProbeState};
 
 use crate::link_message::for_log;
 
@@ -18,6 +19,7 @@ pub(crate) const BAD_TICKETS: &str = "usher_tickets_bad_total";
 pub(crate) const ASSIGNMENTS: &str = "usher_assignments_total";
 pub(crate) const ASSIGN_DURATION: &str = "usher_assign_duration_seconds";
 pub(crate) const MOVES: &str = "usher_moves_total";
+pub(crate) const MOVE_DEPARTURES: &str = "usher_move_departures_total";
 pub(crate) const MOVE_GAP: &str = "usher_move_gap_seconds";
 pub(crate) const STORE_FLUSH: &str = "usher_store_flush_duration_seconds";
 pub(crate) const STORE_FAILING: &str = "usher_store_failing";
@@ -35,17 +37,6 @@ pub(crate) const URL_FAILURES: &str = "usher_node_url_failures_total";
 pub(crate) const URLS_SHARED: &str = "usher_node_urls_shared_total";
 pub(crate) const SELF_PRESERVATION: &str = "usher_self_preservation_changes_total";
 pub(crate) const DELIVERIES_MISSED: &str = "usher_move_deliveries_missed_total";
-
-const CAUSES: [Cause; 8] = [
-    Cause::Connect,
-    Cause::Put,
-    Cause::Failover,
-    Cause::Drain,
-    Cause::Shed,
-    Cause::Knock,
-    Cause::Full,
-    Cause::Adopted,
-];
 
 /// Every code that a client can be refused with, and one for what a later version adds.
 const REFUSALS: [&str; 15] = [
@@ -215,6 +206,11 @@ pub(crate) fn describe() {
         "Operations that began, ended, or waited because what left did not arrive, by kind"
     );
     describe_counter!(
+        MOVE_DEPARTURES,
+        Unit::Count,
+        "Connections that left their old node with their team, by who ended them"
+    );
+    describe_counter!(
         DELIVERIES_MISSED,
         Unit::Count,
         "Frames that members of a team on its way did not get, one for each frame and member, as far as nodes count"
@@ -227,22 +223,25 @@ fn register() {
     for code in REFUSALS {
         counter!(REFUSED, "code" => code).increment(0);
     }
-    for cause in CAUSES {
+    for cause in Cause::ALL {
         counter!(ASSIGNMENTS, "cause" => cause.as_str(), "reason" => "score").increment(0);
         counter!(UNPLACED, "cause" => cause.as_str()).increment(0);
     }
     for cause in [Cause::Drain, Cause::Shed, Cause::Failover, Cause::Full] {
-        for outcome in ["arrived", "empty", "timed_out", "undone", "failed"] {
-            counter!(MOVES, "cause" => cause.as_str(), "outcome" => outcome).increment(0);
+        for outcome in MoveOutcome::ALL {
+            counter!(MOVES, "cause" => cause.as_str(), "outcome" => outcome.as_str()).increment(0);
         }
     }
-    for kind in ["drain", "shed", "failover", "relief"] {
+    for kind in OperationKind::ALL {
         for step in ["began", "ended", "waited"] {
-            counter!(OPERATIONS, "kind" => kind, "step" => step).increment(0);
+            counter!(OPERATIONS, "kind" => kind.as_str(), "step" => step).increment(0);
         }
     }
     for change in ["unreachable", "crashing", "on_trial", "trusted"] {
         counter!(TRUST, "change" => change).increment(0);
+    }
+    for by in EndedBy::ALL {
+        counter!(MOVE_DEPARTURES, "by" => by.as_str()).increment(0);
     }
     counter!(URL_FAILURES).increment(0);
     counter!(URLS_SHARED).increment(0);
@@ -299,11 +298,11 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
                 );
             }
         }
-        Notice::ExitDisbelieved { node, detail } => {
+        Notice::ExitDisbelieved { node, why } => {
             counter!(EXITS_DISBELIEVED).increment(1);
             tracing::error!(
                 %node,
-                detail,
+                detail = why.as_str(),
                 "a report that this node has ended is not believed; whoever sent it has the node token"
             );
         }
@@ -314,8 +313,8 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             evidence,
             teams,
         } => {
-            counter!(NODES_DEAD, "evidence" => *evidence).increment(1);
-            tracing::warn!(%node, evidence, teams, "node is dead; its teams get new owners");
+            counter!(NODES_DEAD, "evidence" => evidence.as_str()).increment(1);
+            tracing::warn!(%node, evidence = evidence.as_str(), teams, "node is dead; its teams get new owners");
         }
         Notice::Assigned {
             team,
@@ -333,7 +332,10 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             tracing::debug!(%team, cause = cause.as_str(), "no node can take this team");
         }
         Notice::Moved { cause, outcome } => {
-            counter!(MOVES, "cause" => cause.as_str(), "outcome" => *outcome).increment(1);
+            counter!(MOVES, "cause" => cause.as_str(), "outcome" => outcome.as_str()).increment(1);
+        }
+        Notice::Departed { by, connections } => {
+            counter!(MOVE_DEPARTURES, "by" => by.as_str()).increment(u64::from(*connections));
         }
         Notice::Gap { millis } => histogram!(MOVE_GAP).record(Duration::from_millis(*millis)),
         Notice::OperationBegan {
@@ -363,7 +365,7 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
         Notice::Missed { deliveries } => counter!(DELIVERIES_MISSED).increment(*deliveries),
         Notice::KeptAway { node, wish } => tracing::info!(
             %node,
-            wish,
+            wish = wish.as_str(),
             "an operator keeps this node from taking new teams, over restarts, too, until `usher undrain` or \
              `usher uncordon`"
         ),
@@ -398,9 +400,9 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             note_preservation(*change, *silent, *nodes, refusals);
         }
         Notice::GraceOver { reported, known } => tracing::info!(reported, known, "grace is over"),
-        Notice::StoreRegressed { detail } => {
+        Notice::StoreRegressed { node, by } => {
             counter!(STORE_REGRESSED).increment(1);
-            tracing::error!(detail, "the store is older than what a node knows");
+            tracing::error!(%node, detail = %by, "the store is older than what a node knows");
         }
         Notice::ClockPace { node, pace } => {
             let word = match pace {
@@ -466,9 +468,9 @@ pub(crate) fn note(notice: &Notice, refusals: &Refusals) {
             tracing::warn!(%node, by, "node is strained; new teams go elsewhere while others are less busy");
         }
         Notice::Strained { node, by: None } => tracing::info!(%node, "node is strained no more"),
-        Notice::BadMessage { node, detail } => {
+        Notice::BadMessage { node, fault } => {
             counter!(BAD_MESSAGES, "what" => "order").increment(1);
-            tracing::warn!(%node, detail, "bad message");
+            tracing::warn!(%node, detail = %fault, "bad message");
         }
     }
 }

@@ -179,7 +179,6 @@ pub(crate) const fn words(gate: Gate) -> &'static str {
         Gate::Clock => "clock off by more than 5 s",
         Gate::Region => "another region",
         Gate::Labels => "lacks a label",
-        Gate::Pin => "team is pinned elsewhere",
         Gate::Leaving => "the team leaves it",
         Gate::Room => "lacks room for the team",
         Gate::Young => "back lately, had its share",

@@ -215,7 +215,6 @@ mod tests {
             exp: 30,
             jti: "00ff".to_owned(),
             hop: 0,
-            user: None,
             from: None,
             scope: Scope::Connect,
         }

@@ -4,7 +4,7 @@ use usher_shared::id::{BrokerId, ClusterId};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Term;
 
-use crate::lease::TooShort;
+use usher_shared::lease::LeaseError;
 
 /// What the node remembers of the brokers it met, for as long as the process lives.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ pub enum Disobey {
     },
     /// Its lease leaves no time to stop.
     #[error(transparent)]
-    Lease(#[from] TooShort),
+    Lease(#[from] LeaseError),
 }
 
 impl Authority {

@@ -361,7 +361,6 @@ impl Floor {
             exp: now_s + RESUME_LIFE_S,
             jti: format!("{:016x}", rand::random::<u64>()),
             hop: 0,
-            user: knock.claims.user.clone(),
             from: Some(connection),
             scope: Scope::Resume,
         };

@@ -19,7 +19,6 @@ fn at(ms: u64) -> Timestamp {
 fn assign(number: u64, state: HoldState) -> Assign {
     Assign {
         team: team("T1"),
-        held_epoch: None,
         epoch: epoch(number),
         grant: format!("grant-{number}"),
         state,
@@ -34,9 +33,7 @@ fn drain(number: u64) -> Drain {
         reason: "drain".parse().unwrap(),
         moves: vec![Move {
             team: team("T1"),
-            held_epoch: epoch(1),
             epoch: epoch(number),
-            to: "n2".parse().unwrap(),
             after_ms: 100,
         }],
         by_ms: 1_000,

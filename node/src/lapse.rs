@@ -11,9 +11,9 @@
 //! lease is over, and a watchdog ends a process that is too frozen to do so.
 
 use usher_shared::planted::{self, Bug};
-use usher_shared::quantity::Timestamp;
+use usher_shared::quantity::{RETURNS_PER_S, Timestamp};
 
-use crate::lease::FENCING_MS;
+use usher_shared::lease::FENCING_MS;
 
 /// How often the peers are asked.
 const ASK_EVERY_MS: u64 = 1_000;
@@ -26,8 +26,8 @@ pub const CUT_OFF_AFTER_MS: u64 = 8_000;
 const CLOSE_EVERY_MS: u64 = 100;
 /// It takes at least this long for all of them.
 const CLOSE_OVER_MS: u64 = 5_000;
-/// And no more than this many a second: what the rest of a pool takes in without noticing.
-pub const CLOSES_PER_S: u64 = 200;
+/// And no more than this many a second.
+pub const CLOSES_PER_S: u64 = RETURNS_PER_S as u64;
 
 /// What a node does with its connections when its lease is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

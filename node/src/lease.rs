@@ -1,22 +1,15 @@
 //! How long the node may go on with exclusive effects after the broker last heard it.
 //!
 //! The node counts from when it SENT the heartbeat that was answered, the broker from when it
-//! RECEIVED it; with clocks that differ by at most [`RHO_PERCENT`] the node is always done first.
+//! RECEIVED it; see [`usher_shared::lease`] for why the node is always done first.
 
 use std::collections::VecDeque;
+use usher_shared::lease::stops_after_ms;
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
-/// How far the rates of two clocks may differ. Crystal clocks stay within 0.02 %; virtual machines
-/// under steal are worse.
-pub const RHO_PERCENT: u64 = 1;
-/// What stopping exclusive effects may take.
-pub const FENCING_MS: u64 = 500;
 /// Heartbeats that wait for their answer; a broker that is further behind than this is as good as silent.
 const IN_FLIGHT: usize = 64;
-
-/// A lease that leaves less than this many heartbeats before its end would lapse by one lost packet.
-const LEAST_HEARTBEATS: u64 = 2;
 
 /// The lease of this node.
 ///
@@ -72,38 +65,7 @@ pub enum Renewal {
     Lapsed,
 }
 
-/// A lease that cannot be fenced in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "a lease of {lease_ms} ms with heartbeats every {heartbeat_ms} ms leaves no time to stop: lease x 0.99 must exceed {FENCING_MS} ms + 2 heartbeats; raise the broker's lease"
-)]
-pub struct TooShort {
-    lease_ms: u64,
-    heartbeat_ms: u64,
-}
-
-/// How long exclusive effects go on after a heartbeat that is answered was sent.
-const fn lasts_ms(lease_ms: u64) -> u64 {
-    let rho_ms = lease_ms.saturating_mul(RHO_PERCENT).div_ceil(100);
-    lease_ms.saturating_sub(rho_ms).saturating_sub(FENCING_MS)
-}
-
 impl Lease {
-    /// Checks that a node on such a lease has stopped before its broker counts it as dead.
-    ///
-    /// # Errors
-    /// [`TooShort`] when it has not.
-    pub const fn check(lease_ms: u64, heartbeat_ms: u64) -> Result<(), TooShort> {
-        if lasts_ms(lease_ms) > LEAST_HEARTBEATS.saturating_mul(heartbeat_ms) {
-            Ok(())
-        } else {
-            Err(TooShort {
-                lease_ms,
-                heartbeat_ms,
-            })
-        }
-    }
-
     /// A new link is welcome: answers to heartbeats of the last one no longer count, and leases
     /// granted from now on last `lease_ms`.
     pub fn begin_link(&mut self, lease_ms: u64) {
@@ -153,7 +115,7 @@ impl Lease {
         let lasts_ms = if planted::is(Bug::LeaseWithoutMargins) {
             self.lease_ms + self.lease_ms / 8
         } else {
-            lasts_ms(self.lease_ms)
+            stops_after_ms(self.lease_ms)
         };
         let deadline = sent.plus(lasts_ms);
         if deadline <= now {
@@ -206,6 +168,7 @@ impl Lease {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use usher_shared::lease::{CLOCK_RATE_PPM, FENCING_MS};
 
     fn at(ms: u64) -> Timestamp {
         Timestamp::from_millis(ms)
@@ -307,19 +270,6 @@ mod tests {
         assert_eq!(lease.answered(2, at(70)), Renewal::Renewed);
     }
 
-    #[test]
-    fn a_lease_that_leaves_no_time_to_stop_is_refused() {
-        assert_eq!(Lease::check(6_000, 1_000), Ok(()));
-        // 2,530 - 26 - 500 = 2,004.
-        assert_eq!(Lease::check(2_530, 1_000), Ok(()));
-        // 2,525 - 26 - 500 = 1,999; two heartbeats are 2,000.
-        let error = Lease::check(2_525, 1_000).unwrap_err().to_string();
-        assert!(error.contains("2525 ms") && error.contains("raise"), "{error}");
-        // 2,526 - 26 - 500 is two heartbeats, and not more.
-        assert!(Lease::check(2_526, 1_000).is_err());
-        assert!(Lease::check(100, u64::MAX).is_err());
-    }
-
     proptest! {
         /// Whatever is sent and answered, and however late, the node is done before a broker that
         /// counted from the receipt, on a clock up to 1 % faster, declares it dead.
@@ -343,7 +293,7 @@ mod tests {
             }
             if let Some(deadline) = lease.deadline() {
                 let done = deadline.as_millis() + FENCING_MS;
-                let dead = received_last + lease_ms - lease_ms * RHO_PERCENT / 100;
+                let dead = received_last + lease_ms - lease_ms * CLOCK_RATE_PPM / 1_000_000;
                 prop_assert!(done <= dead);
             }
         }

@@ -175,7 +175,7 @@ fn tell(broker: &BrokerAddress, error: &LinkError, said: Said) {
     let (broker, attempts, for_s) = (broker.authority(), said.times, said.lasted.as_secs());
     match error {
         LinkError::Refused(refused) => match refused.code {
-            RefusedCode::Stopping | RefusedCode::Superseded => {
+            RefusedCode::Superseded => {
                 tracing::info!(%broker, code = refused.code.as_str(), "the broker ended the link");
             }
             code => tracing::error!(

@@ -6,6 +6,7 @@
 //! So what an acknowledgement renews is what was named on its own link.
 
 use usher_shared::id::{BrokerId, ClusterId, TeamId};
+use usher_shared::lease::check_stop;
 use usher_shared::link::{Granted, Held, MAX_LIST, MAX_PEERS, Peer, ToNode, Welcome};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
@@ -91,7 +92,7 @@ impl Mandate {
     /// # Errors
     /// [`Disobey`] when this broker is not to be obeyed.
     pub fn welcome(&mut self, welcome: &Welcome) -> Result<Vec<Held>, Disobey> {
-        Lease::check(welcome.lease_ms, welcome.heartbeat_ms)?;
+        check_stop(welcome.lease_ms, welcome.heartbeat_ms)?;
         self.authority
             .welcome(welcome.cluster, welcome.term, welcome.broker)?;
         self.lease.begin_link(welcome.lease_ms);
@@ -326,7 +327,6 @@ mod tests {
     fn assign(number: u64, state: HoldState) -> ToNode {
         ToNode::Assign(Assign {
             team: team(),
-            held_epoch: None,
             epoch: epoch(number),
             grant: format!("grant-{number}"),
             state,
@@ -515,9 +515,7 @@ mod tests {
                 moves: vec![
                     Move {
                         team: team(),
-                        held_epoch: epoch(5),
                         epoch: epoch(6),
-                        to: "n2".parse().unwrap(),
                         after_ms: 0,
                     };
                     count

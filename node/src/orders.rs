@@ -8,7 +8,8 @@ use usher_shared::clock::{boottime, wall_ms};
 use usher_shared::frame::{CloseCode, Control};
 use usher_shared::id::TeamId;
 use usher_shared::link::{
-    Clients, EndedBy, Heartbeat, HotTeam, Inventory, LargeTeam, MAX_LIST, ToBroker, ToNode, Welcome,
+    Clients, EndedBy, Heartbeat, HotTeam, Inventory, LargeTeam, MAX_HOT, MAX_IDLE, MAX_LARGE, MAX_LIST,
+    ToBroker, ToNode, Welcome,
 };
 use usher_shared::quantity::Timestamp;
 use usher_shared::way::{LocationForm, split_scheme};
@@ -21,12 +22,6 @@ use crate::outbox::{Goodbye, Outbox, Speaks};
 use crate::pacing::{Slot, Who};
 use crate::send_back::Target;
 
-/// The most entries of `idle_teams` in a heartbeat.
-const MAX_IDLE: usize = 256;
-/// The most entries of `large_teams` in a heartbeat.
-const MAX_LARGE: usize = 16;
-/// The most entries of `hot_teams` in a heartbeat.
-const MAX_HOT: usize = 16;
 /// Clients of a team that is elsewhere come back within this time, not all at once.
 const ELSEWHERE_MS: u64 = 2_000;
 /// A slot is paced already; this only keeps team mates from knocking in the same millisecond.

@@ -9,14 +9,14 @@ use std::collections::{BinaryHeap, HashMap};
 use usher_shared::id::{OperationId, TeamId};
 use usher_shared::link::{Pace, TeamPace};
 use usher_shared::planted::{self, Bug};
-use usher_shared::quantity::{Epoch, Term, Timestamp};
+use usher_shared::quantity::{Epoch, RETURNS_PER_S, Term, Timestamp};
 
 use crate::holdings::Departing;
 
 /// The pace of a team whose broker names none: what one target takes in a second.
 const OWN_PACE: TeamPace = TeamPace {
-    rate_per_s: 200,
-    at_once: 200,
+    rate_per_s: RETURNS_PER_S,
+    at_once: RETURNS_PER_S,
     first: 0,
 };
 /// Slots of a team are about so far apart: finer would be work for nothing.

@@ -19,6 +19,7 @@ use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
 use usher_shared::id::NodeId;
 use usher_shared::link::EndedBy;
+use usher_shared::quantity::RETURNS_PER_S;
 use usher_shared::template::NodeUrl;
 
 use crate::NodeError;
@@ -44,9 +45,6 @@ const LAST_CLOSES_MOST: Duration = Duration::from_secs(2);
 const HASTY_CLOSES: Duration = Duration::from_secs(1);
 /// What listeners and the link get to end, even when nothing of the budget is left.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// Clients that are closed without a broker to go to come back spread so far that the pool takes
-/// this many a second.
-const RETURNS_PER_S: u64 = 200;
 
 /// A node whose listeners are open.
 pub struct Node {
@@ -465,7 +463,7 @@ fn last_closes(budget: Duration) -> Duration {
 /// Closes what is left, so that it comes back spread in time.
 async fn part_with_everybody(floor: &Floor, until: Instant) {
     let left = floor.everybody();
-    let spread_ms = 1_000 + left.len() as u64 * 1_000 / RETURNS_PER_S;
+    let spread_ms = 1_000 + left.len() as u64 * 1_000 / u64::from(RETURNS_PER_S);
     for member in left {
         let goodbye = Goodbye::retry(CloseCode::Restart, "stopping", jitter(spread_ms));
         member.close(goodbye, floor.clock.now(), EndedBy::Deadline);

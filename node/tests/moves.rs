@@ -252,7 +252,7 @@ async fn after_a_new_link_the_inventory_says_what_is_held() {
     let _client = rig.joins("T1", 5).await;
     // A refusal ends the link; the node comes back when it was asked to.
     rig.broker.command(ToNode::Refused(usher_shared::link::Refused {
-        code: usher_shared::link::RefusedCode::Stopping,
+        code: usher_shared::link::RefusedCode::Superseded,
         detail: "later".to_owned(),
         retry_ms: 50,
     }));

@@ -27,8 +27,6 @@ pub const MAX_REASON_BYTES: usize = 123;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
 pub enum CloseCode {
-    /// The ticket was not good: come back through the broker.
-    Ticket = 4301,
     /// Go to the URL in the frame before this, or in the reason.
     Redirect = 4302,
     /// The client read too slowly, or did not finish a message: come back through the broker.
@@ -51,8 +49,7 @@ pub enum CloseCode {
 
 impl CloseCode {
     /// Every code, for metrics and documentation.
-    pub const ALL: [Self; 10] = [
-        Self::Ticket,
+    pub const ALL: [Self; 9] = [
         Self::Redirect,
         Self::TooSlow,
         Self::Elsewhere,

@@ -13,6 +13,7 @@ pub mod frame;
 pub mod grant;
 pub mod id;
 pub mod identity;
+pub mod lease;
 pub mod link;
 pub mod planted;
 pub mod quantity;

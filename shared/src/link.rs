@@ -28,6 +28,12 @@ pub const MAX_FRAME_BYTES: usize = 1 << 20;
 pub const MAX_LIST: usize = 2_000;
 /// The most peers that a node is told of.
 pub const MAX_PEERS: usize = 3;
+/// The most entries of [`Heartbeat::idle_teams`].
+pub const MAX_IDLE: usize = 256;
+/// The most entries of [`Heartbeat::hot_teams`].
+pub const MAX_HOT: usize = 16;
+/// The most entries of [`Heartbeat::large_teams`].
+pub const MAX_LARGE: usize = 16;
 /// The most labels of a node or a team.
 pub const MAX_LABELS: usize = 16;
 /// The capability of a node that answers [`Count`], keeps to the [`Pace`] of a drain, and reports every
@@ -243,16 +249,16 @@ pub struct Heartbeat {
     pub fds: Descriptors,
     /// What the node thinks of itself.
     pub health: Health,
-    /// Teams without a connection for longer than [`Welcome::forget_ms`]; at most 256, the rest later.
+    /// Teams without a connection for longer than [`Welcome::forget_ms`]; at most [`MAX_IDLE`], the rest later.
     #[serde(default)]
     pub idle_teams: Vec<TeamEpoch>,
-    /// The busiest teams; at most 16.
+    /// The busiest teams; at most [`MAX_HOT`].
     #[serde(default)]
     pub hot_teams: Vec<HotTeam>,
     /// What it saw of its clients; a node that does not say is judged by `connections` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<Clients>,
-    /// The teams with the most connections here; at most 16.
+    /// The teams with the most connections here; at most [`MAX_LARGE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub large_teams: Vec<LargeTeam>,
 }
@@ -298,7 +304,7 @@ pub enum Health {
     Pressure,
 }
 
-/// A busy team, so that a shed can pick what helps.
+/// A busy team: a shed takes the busiest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HotTeam {
     /// The team.
@@ -417,7 +423,7 @@ pub struct TeamMissed {
 }
 
 /// Who ended a connection that was being moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
     /// The client, on its own or because it was told to move.
@@ -426,6 +432,21 @@ pub enum EndedBy {
     Slot,
     /// The node, at the operation's deadline.
     Deadline,
+}
+
+impl EndedBy {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Client, Self::Slot, Self::Deadline];
+
+    /// The word on the wire and in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Slot => "slot",
+            Self::Deadline => "deadline",
+        }
+    }
 }
 
 /// The answer to a good hello.
@@ -483,9 +504,6 @@ pub struct Peer {
 pub struct Assign {
     /// The team.
     pub team: TeamId,
-    /// What the broker thinks this node holds of the team already, if anything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_epoch: Option<Epoch>,
     /// The epoch of the assignment.
     pub epoch: Epoch,
     /// The broker's signature, see [`crate::grant`].
@@ -590,12 +608,8 @@ pub struct Count {
 pub struct Move {
     /// The team.
     pub team: TeamId,
-    /// What this node holds of it.
-    pub held_epoch: Epoch,
     /// The epoch that it moved under.
     pub epoch: Epoch,
-    /// Where to.
-    pub to: NodeId,
     /// Milliseconds from now to the slot in which its connections go.
     pub after_ms: u64,
 }
@@ -644,8 +658,6 @@ pub enum RefusedCode {
     BadMessage,
     /// A newer link of the same node took over.
     Superseded,
-    /// The broker is stopping.
-    Stopping,
     /// A code this version does not know.
     #[serde(other)]
     Unknown,
@@ -665,7 +677,6 @@ impl RefusedCode {
             Self::PoolFull => "pool_full",
             Self::BadMessage => "bad_message",
             Self::Superseded => "superseded",
-            Self::Stopping => "stopping",
             Self::Unknown => "unknown",
         }
     }
@@ -746,7 +757,6 @@ mod tests {
     fn a_message_has_the_documented_form() {
         let assign = ToNode::Assign(Assign {
             team: "T1".parse().unwrap(),
-            held_epoch: None,
             epoch: Epoch::new(7).unwrap(),
             grant: "g".to_owned(),
             state: HoldState::Owned,

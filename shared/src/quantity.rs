@@ -40,6 +40,10 @@ impl Timestamp {
     }
 }
 
+/// So many connections a second a node takes in without its others noticing: what moves, what is closed and what is
+/// sent back is spread by it.
+pub const RETURNS_PER_S: u32 = 200;
+
 /// The largest epoch, term or sequence number: beyond 2^53 a JSON number loses digits in many languages.
 pub const MAX_COUNTER: u64 = (1 << 53) - 1;
 

@@ -244,6 +244,18 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Connect,
+        Self::Put,
+        Self::Failover,
+        Self::Drain,
+        Self::Shed,
+        Self::Knock,
+        Self::Full,
+        Self::Adopted,
+    ];
+
     /// The word used in JSON and as a metric's label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -284,8 +296,6 @@ pub enum Gate {
     Region,
     /// It lacks a label that the team asks for.
     Labels,
-    /// The team is pinned to another node.
-    Pin,
     /// It is the node that the team must leave.
     Leaving,
     /// It lacks room for the connections that the team has. Chosen all the same when nothing else is left,
@@ -319,7 +329,6 @@ impl Gate {
             Self::Clock => "clock",
             Self::Region => "region",
             Self::Labels => "labels",
-            Self::Pin => "pin",
             Self::Leaving => "leaving",
             Self::Room => "room",
             Self::Young => "young",
@@ -676,6 +685,9 @@ pub enum OperationKind {
 }
 
 impl OperationKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Drain, Self::Shed, Self::Failover, Self::Relief];
+
     /// The word used in JSON and as a metric's label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -65,9 +65,6 @@ pub struct Claims {
     /// How many redirects in a row led here, from 0.
     #[serde(default)]
     pub hop: u8,
-    /// Who the client is, where the broker knows.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<String>,
     /// The connection that this one replaces, where the client said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ConnectionId>,
@@ -220,7 +217,6 @@ mod tests {
             exp: 1_030,
             jti: "00000000000000aa".to_owned(),
             hop: 0,
-            user: None,
             from: None,
             scope: Scope::Connect,
         }

@@ -10,9 +10,10 @@ use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::ProbeState;
 
-use crate::command::{Command, Notice};
+use crate::command::Command;
 use crate::core::Core;
 use crate::node::Node;
+use crate::notice::Notice;
 
 /// How often an address is asked again at which the node did not answer.
 const ASK_AGAIN_MS: u64 = 60_000;

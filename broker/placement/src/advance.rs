@@ -4,9 +4,9 @@ use usher_shared::id::{OperationId, TeamId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{OperationKind, OperationState};
 
-use crate::command::Notice;
 use crate::core::Core;
 use crate::node::Node;
+use crate::notice::Notice;
 use crate::operation::Operation;
 use crate::returns::Verdict;
 

@@ -4,14 +4,15 @@
 //! count for the operation that moved the team under that epoch. A client that was away while its team went
 //! on by another operation arrives under that one's epoch; it still belongs to the one by which it left.
 
+use std::collections::BTreeMap;
 use usher_shared::id::{NodeId, OperationId};
-use usher_shared::link::{Arrival, Arrivals, Departures, Missed};
+use usher_shared::link::{Arrival, Arrivals, Departures, EndedBy, Missed};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::OperationKind;
 
-use crate::command::Notice;
 use crate::core::Core;
 use crate::event::LinkId;
+use crate::notice::Notice;
 use crate::operation::{At, Operation};
 
 impl Core {
@@ -71,6 +72,7 @@ impl Core {
 
     pub(crate) fn left(&mut self, link: LinkId, departures: &Departures, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
+        let mut ended: BTreeMap<EndedBy, u32> = BTreeMap::new();
         for departure in &departures.connections {
             // A client whose new node does not tell of arrivals cannot be missed.
             let watched = self
@@ -86,11 +88,15 @@ impl Core {
             let Some(operation) = ours.filter(|operation| operation.node == id) else {
                 continue;
             };
+            *ended.entry(departure.by).or_default() += 1;
             let at = At::of(departure.age_ms, now);
             let gap = operation.departed(&departure.team, departure.connection, at, watched, now);
             if let Some(millis) = gap {
                 self.notice(Notice::Gap { millis });
             }
+        }
+        for (by, connections) in ended {
+            self.notice(Notice::Departed { by, connections });
         }
     }
 

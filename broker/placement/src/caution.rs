@@ -6,14 +6,15 @@
 
 use std::collections::BTreeMap;
 use usher_shared::id::{Label, NodeId, TeamId};
+use usher_shared::lease;
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::SelfPreservationView;
 
-use crate::command::{Notice, Preservation};
 use crate::core::Core;
 use crate::liveness::Mode;
 use crate::node::{Node, Proof, Seen, Silence};
+use crate::notice::{Notice, Preservation};
 
 /// Asks for a team of a silent node that count as nobody having got there.
 const ASKS: u32 = 3;
@@ -111,7 +112,7 @@ impl Core {
     /// A node is back: what cut it off may have ended for the others, too, and they have a lease to come
     /// back in, up to twice the bound in all.
     pub(crate) fn await_the_others(&mut self, now: Timestamp) {
-        let patience = self.settings.dead_after_ms(self.settings.lease_ms);
+        let patience = lease::dead_after_ms(self.settings.lease_ms);
         let most = 2 * self.settings.preserve_ms();
         if let Mode::SelfPreservation { since, until } = &mut self.mode {
             *until = (*until).max(now.plus(patience).min(since.plus(most)));
@@ -180,7 +181,7 @@ impl Core {
         let Some(node) = self.nodes.get(node) else {
             return false;
         };
-        let lease_over = now.since(node.heard()) >= self.settings.dead_after_ms(node.lease_ms);
+        let lease_over = now.since(node.heard()) >= lease::dead_after_ms(node.lease_ms);
         self.is_preserving() && lease_over && self.asked.again(team, now)
     }
 

@@ -9,10 +9,10 @@ use usher_shared::id::{Label, NodeId};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{Cause, Gate, PinStrength, ScoreView};
 
-use crate::command::Refusal;
 use crate::core::Core;
 use crate::node::Node;
 use crate::record::PinRecord;
+use crate::refusal::Refusal;
 use crate::score;
 use crate::team::Team;
 use crate::warmth::had_its_share;
@@ -93,7 +93,6 @@ fn gate_word(gate: Gate) -> &'static str {
         Gate::Clock => "with a clock that is off by more than 5 s, or runs at another pace",
         Gate::Region => "in another region",
         Gate::Labels => "without the labels",
-        Gate::Pin => "not the pinned one",
         Gate::Leaving => "the one to leave",
         Gate::Room => "without room for the team's connections",
         Gate::Young => "back lately and had its share",

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use usher_shared::grant::GrantSigner;
 use usher_shared::id::{BrokerId, ClusterId, Incarnation, NodeId, OperationId, TeamId};
+use usher_shared::lease;
 use usher_shared::link::ToNode;
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Term, Timestamp};
 
 use crate::caution::Asked;
 use crate::choose::Decision;
-use crate::command::{Command, NodeEntry, Notice, Route};
+use crate::command::{Command, NodeEntry, Route};
 use crate::epochs::{Epochs, Reserve};
 use crate::event::{Event, LinkId, RequestId};
 use crate::history::History;
@@ -17,6 +18,7 @@ use crate::identity::Former;
 use crate::liveness::Mode;
 use crate::names::NewNames;
 use crate::node::{Intent, Node, Seen};
+use crate::notice::Notice;
 use crate::operation::Operation;
 use crate::record::{IntentRecord, Record, Snapshot};
 use crate::score::{self, Index, Pool};
@@ -115,7 +117,7 @@ impl Core {
         let longest_lease = snapshot.nodes.iter().map(|(_, node)| node.lease_ms).max();
         let mode = match longest_lease {
             Some(lease_ms) if !planted::is(Bug::NoRestartGrace) => Mode::Grace {
-                until: now.plus(settings.dead_after_ms(lease_ms.max(settings.lease_ms))),
+                until: now.plus(lease::dead_after_ms(lease_ms.max(settings.lease_ms))),
             },
             _ => Mode::Normal,
         };

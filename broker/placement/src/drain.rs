@@ -7,11 +7,12 @@ use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{DrainPost, OperationKind, OperationState, PinStrength, ShedPost};
 
-use crate::command::{Notice, Refusal};
 use crate::core::Core;
 use crate::node::Intent;
+use crate::notice::{MoveOutcome, Notice};
 use crate::operation::Operation;
 use crate::record::Record;
+use crate::refusal::Refusal;
 use crate::team::Team;
 use crate::warmth::Warmth;
 
@@ -92,7 +93,7 @@ impl Core {
     /// Begins to move some teams off a node.
     pub(crate) fn begin_shed(&mut self, id: &NodeId, post: &ShedPost, now: Timestamp) -> Option<OperationId> {
         let node = self.nodes.get(id)?;
-        let own: Vec<&TeamId> = node
+        let mut own: Vec<&TeamId> = node
             .teams
             .iter()
             .filter(|team| {
@@ -101,6 +102,8 @@ impl Core {
                     .is_some_and(|team| team.moving.is_none() && !self.is_held_here(team, id, now))
             })
             .collect();
+        // The busiest first, so that few moves help; of the others one is as good as the next.
+        own.sort_by_cached_key(|team| std::cmp::Reverse(node.report.busyness(team)));
         let wanted = match (post.teams, post.percent) {
             (Some(teams), _) => teams as usize,
             (None, percent) => (node.teams.len() * percent.unwrap_or(0) as usize).div_ceil(100),
@@ -332,7 +335,7 @@ impl Core {
             self.send_pace(id, now);
         }
         for team in preparing {
-            self.drop_move(&team, "undone", now);
+            self.drop_move(&team, MoveOutcome::Undone, now);
         }
         if let Some(report) = self.operation(id, now) {
             self.notice(Notice::OperationEnded {

@@ -10,9 +10,10 @@ use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{Cause, OperationKind};
 
 use crate::choose::Decision;
-use crate::command::{Command, Notice};
+use crate::command::Command;
 use crate::core::Core;
 use crate::node::{Proof, Seen};
+use crate::notice::{Evidence, MoveOutcome, Notice};
 use crate::reconcile::Arrivals;
 use crate::team::{Activation, Owner};
 
@@ -21,7 +22,12 @@ const WAITING_PER_STEP: usize = 64;
 
 impl Core {
     /// A process counts as dead from now on.
-    pub(crate) fn node_died(&mut self, id: &NodeId, proof: Proof, evidence: &'static str, now: Timestamp) {
+    pub(crate) fn node_died(&mut self, id: &NodeId, evidence: Evidence, now: Timestamp) {
+        let proof = if evidence.is_proof() {
+            Proof::Proven
+        } else {
+            Proof::Presumed
+        };
         let Some(node) = self.nodes.get_mut(id) else {
             return;
         };
@@ -36,7 +42,10 @@ impl Core {
             self.links.remove(&link);
             let refused = Refused {
                 code: RefusedCode::Superseded,
-                detail: format!("this process counts as dead: {evidence}; say hello again"),
+                detail: format!(
+                    "this process counts as dead: {}; say hello again",
+                    evidence.as_str()
+                ),
                 retry_ms: 100,
             };
             self.command(Command::Close { link, refused });
@@ -64,10 +73,10 @@ impl Core {
             teams: count,
         });
         for team in reserved {
-            self.drop_move(&team, "failed", now);
+            self.drop_move(&team, MoveOutcome::Failed, now);
         }
         for team in leaving {
-            self.finish_leaving(&team, "failed", now);
+            self.finish_leaving(&team, MoveOutcome::Failed, now);
         }
         self.end_drain_of_dead(id, now);
         let knocked = self.failing(id).filter(|_| !planted::is(Bug::KnocksLeftOut));
@@ -83,7 +92,7 @@ impl Core {
                 failover.connections = connections.max(failover.gone);
                 failover.connections_known = known;
                 failover.gone = failover.connections;
-                failover.detail = evidence.to_owned();
+                failover.detail = evidence.as_str().to_owned();
                 if !known {
                     failover
                         .detail
@@ -92,7 +101,7 @@ impl Core {
                 failover.chosen.extend(teams.iter().cloned());
             }
             for team in teams {
-                self.drop_move(&team, "undone", now);
+                self.drop_move(&team, MoveOutcome::Undone, now);
                 if let Some(before) = self.disown(&team)
                     && let Some(team) = self.teams.get_mut(&team)
                 {

@@ -10,14 +10,15 @@
 
 use usher_shared::id::{Incarnation, NodeId};
 use usher_shared::identity::Marks;
+use usher_shared::lease;
 use usher_shared::link::{Exited, Hello, RefusedCode};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::RivalView;
 
-use crate::command::Notice;
 use crate::core::Core;
-use crate::node::{Node, Proof};
+use crate::node::Node;
+use crate::notice::{Disbelief, Evidence, Notice};
 
 /// Processes of one name that were displaced and may act still. More than these within one lease are no
 /// restarts, and each is waited for.
@@ -112,7 +113,7 @@ impl Core {
         let Some(node) = self.nodes.get(id) else { return };
         let (before, heard, lease_ms, marks) = (node.incarnation(), node.heard(), node.lease_ms, node.marks);
         if self.ends(node, hello) {
-            return self.node_died(id, Proof::Proven, "its name came back with a new process", now);
+            return self.node_died(id, Evidence::Successor, now);
         }
         if !self.is_fenced(id, before, now) {
             let former = Former {
@@ -122,7 +123,7 @@ impl Core {
             };
             self.former.insert((id.clone(), before), former);
         }
-        self.node_died(id, Proof::Presumed, "another process took its name", now);
+        self.node_died(id, Evidence::Displaced, now);
         if let Some(node) = self.nodes.get_mut(id) {
             node.displaced.retain(|known| *known != before);
             if node.displaced.len() == FORMER_MAX {
@@ -190,7 +191,7 @@ impl Core {
         if !self.is_shown(exited) {
             return self.notice(Notice::ExitDisbelieved {
                 node: id.clone(),
-                detail: "it does not show the nonce of that process",
+                why: Disbelief::NoNonce,
             });
         }
         if self.former.remove(&(id.clone(), exited.incarnation)).is_some() {
@@ -210,7 +211,7 @@ impl Core {
             node.exit_word = ExitWord::Waits(now);
             return;
         }
-        self.node_died(id, Proof::Proven, "its parent reported the exit", now);
+        self.node_died(id, Evidence::Exit, now);
     }
 
     /// The link of a process closed, or went silent: whether its parent has said why.
@@ -220,7 +221,7 @@ impl Core {
         };
         let told = std::mem::replace(&mut node.exit_word, ExitWord::None) != ExitWord::None;
         if told {
-            self.node_died(id, Proof::Proven, "its parent reported the exit", now);
+            self.node_died(id, Evidence::Exit, now);
         }
         told
     }
@@ -238,7 +239,7 @@ impl Core {
             node.exit_word = ExitWord::None;
             self.notice(Notice::ExitDisbelieved {
                 node: id.clone(),
-                detail: "that process is linked and heard",
+                why: Disbelief::Heard,
             });
         }
     }
@@ -254,13 +255,13 @@ impl Core {
     pub(crate) fn former_may_act(&self, id: &NodeId, incarnation: Incarnation, now: Timestamp) -> bool {
         self.former
             .get(&(id.clone(), incarnation))
-            .is_some_and(|former| now.since(former.heard) < self.settings.dead_after_ms(former.lease_ms))
+            .is_some_and(|former| now.since(former.heard) < lease::dead_after_ms(former.lease_ms))
     }
 
     /// Forgets the processes whose lease is over.
     pub(crate) fn forget_former(&mut self, now: Timestamp) {
         let mut former = std::mem::take(&mut self.former);
-        former.retain(|_, former| now.since(former.heard) < self.settings.dead_after_ms(former.lease_ms));
+        former.retain(|_, former| now.since(former.heard) < lease::dead_after_ms(former.lease_ms));
         self.former = former;
     }
 }

@@ -62,12 +62,14 @@ mod liveness;
 mod moving;
 mod names;
 mod node;
+mod notice;
 mod operation;
 mod pace;
 mod peers;
 pub mod pipeline;
 mod reconcile;
 mod record;
+mod refusal;
 mod relief;
 mod request;
 mod returns;
@@ -81,9 +83,13 @@ mod view;
 mod warmth;
 mod wishes;
 
-pub use command::{Answer, Command, NodeEntry, Notice, Preservation, Refusal, Route, TrustChange};
+pub use command::{Answer, Command, NodeEntry, Route};
 pub use core::Core;
 pub use event::{Ask, Event, Knock, LinkId, ProbeOutcome, RequestId};
+pub use notice::{
+    Disbelief, Evidence, Kept, MoveOutcome, NodeFault, Notice, Preservation, Regressed, TrustChange,
+};
 pub use pace::Pace;
 pub use record::{IntentRecord, NodeRecord, OperationRecord, PinRecord, Record, Snapshot, TeamRecord};
+pub use refusal::Refusal;
 pub use settings::{Settings, SettingsError};

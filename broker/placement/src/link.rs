@@ -2,6 +2,7 @@
 //! finished in [`crate::reconcile`], silence is judged in [`crate::liveness`].
 
 use usher_shared::id::NodeId;
+use usher_shared::lease::CLOCK_RATE_PPM;
 use usher_shared::link::{
     Heartbeat, Hello, Inventory, PROTOCOL, Refused, RefusedCode, TeamEpoch, ToNode, Welcome,
 };
@@ -10,10 +11,11 @@ use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{DrainPost, ProbeState, TeamKind};
 
 use crate::activation::Order;
-use crate::command::{Command, Notice};
+use crate::command::Command;
 use crate::core::Core;
 use crate::event::LinkId;
 use crate::node::{Hint, Intent, Node, Proof, Seen, Silence};
+use crate::notice::{Kept, MoveOutcome, NodeFault, Notice, Regressed};
 use crate::record::Record;
 use crate::score;
 use crate::strain;
@@ -209,8 +211,10 @@ impl Core {
             self.term = hello.highest_term.next();
             self.write(Record::Term(self.term));
             self.store_regressed = true;
-            let detail = format!("node {} has seen term {}", hello.node, hello.highest_term);
-            self.notice(Notice::StoreRegressed { detail });
+            self.notice(Notice::StoreRegressed {
+                node: hello.node.clone(),
+                by: Regressed::Term(hello.highest_term),
+            });
         }
     }
 
@@ -225,8 +229,10 @@ impl Core {
         if genuine && !self.epochs.covers(granted.epoch) {
             self.raise_epochs(granted.epoch);
             self.store_regressed = true;
-            let detail = format!("node {} was granted epoch {}", hello.node, granted.epoch);
-            self.notice(Notice::StoreRegressed { detail });
+            self.notice(Notice::StoreRegressed {
+                node: hello.node.clone(),
+                by: Regressed::Epoch(granted.epoch),
+            });
         }
     }
 
@@ -254,7 +260,7 @@ impl Core {
             return;
         };
         let Seen::Joining { inventory, heard, .. } = &mut node.seen else {
-            return self.bad_message(&id, "an inventory came after the inventory was complete");
+            return self.bad_message(&id, NodeFault::LateInventory);
         };
         *heard = now;
         if inventory.len() + page.teams.len() > INVENTORY_MAX {
@@ -304,8 +310,8 @@ impl Core {
         let Some(node) = self.nodes.get(id) else { return };
         let wish = match node.wish() {
             Intent::Active => return,
-            Intent::Cordoned => "cordoned",
-            Intent::Draining(_) => "drained",
+            Intent::Cordoned => Kept::Cordoned,
+            Intent::Draining(_) => Kept::Drained,
         };
         self.notice(Notice::KeptAway {
             node: id.clone(),
@@ -316,12 +322,11 @@ impl Core {
     pub(crate) fn heartbeat(&mut self, link: LinkId, heartbeat: &Heartbeat, wall_ms: u64, now: Timestamp) {
         let Some(id) = self.speaker(link) else { return };
         let term = self.term;
-        let rate_ppm = self.settings.clock_rate_ppm;
         let Some(node) = self.nodes.get_mut(&id) else {
             return;
         };
         if heartbeat.seq <= node.report.seq {
-            return self.bad_message(&id, "a heartbeat came twice or out of order");
+            return self.bad_message(&id, NodeFault::HeartbeatOrder);
         }
         let full_before = score::full(node, &self.settings);
         let strained_before = strain::strained_by(node, &self.settings);
@@ -339,7 +344,7 @@ impl Core {
         report.connections = heartbeat.connections;
         report.teams = heartbeat.teams;
         report.descriptors_left = Some(heartbeat.fds.limit.saturating_sub(heartbeat.fds.used));
-        report.name_large(&heartbeat.large_teams);
+        report.name_teams(&heartbeat.large_teams, &heartbeat.hot_teams);
         report.health = heartbeat.health;
         report.wall_skew_ms = i64::try_from(heartbeat.wall_ms)
             .unwrap_or(i64::MAX)
@@ -347,7 +352,7 @@ impl Core {
         let strained = strain::strained_by(node, &self.settings);
         let fullness_changed = score::full(node, &self.settings) != full_before;
         let boot = Timestamp::from_millis(heartbeat.boot_ms);
-        let turned = node.clock_pace.beat(boot, now, rate_ppm / 2);
+        let turned = node.clock_pace.beat(boot, now, CLOCK_RATE_PPM / 2);
         let reached = node
             .trust
             .hear(heartbeat.clients.as_ref(), heartbeat.connections, now);
@@ -438,7 +443,7 @@ impl Core {
             _ => false,
         });
         if awaited {
-            return self.finish_leaving(&held.team, "arrived", now);
+            return self.finish_leaving(&held.team, MoveOutcome::Arrived, now);
         }
         self.renew_what_was_released(&id, held, now);
     }
@@ -506,10 +511,10 @@ impl Core {
         self.links.get(&link).cloned()
     }
 
-    pub(crate) fn bad_message(&mut self, node: &NodeId, detail: &str) {
+    pub(crate) fn bad_message(&mut self, node: &NodeId, fault: NodeFault) {
         self.notice(Notice::BadMessage {
             node: node.clone(),
-            detail: detail.to_owned(),
+            fault,
         });
     }
 }

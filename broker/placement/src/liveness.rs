@@ -6,14 +6,16 @@
 //! acted on just after a start, and silence not while too much of the pool is silent at once ([`crate::caution`]).
 
 use usher_shared::id::{Incarnation, NodeId};
+use usher_shared::lease;
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{BrokerState, ProbeState};
 
-use crate::command::{Command, Notice};
+use crate::command::Command;
 use crate::core::Core;
 use crate::event::ProbeOutcome;
 use crate::node::{Hint, Node, Proof, Seen, Silence};
+use crate::notice::{Evidence, MoveOutcome, Notice};
 
 /// How long after a probe that found somebody, or heard nothing, the address is tried again.
 const PROBE_AGAIN_MS: u64 = 500;
@@ -71,7 +73,7 @@ impl Core {
         }
         self.begin_patience_anew(now);
         self.mode = Mode::Grace {
-            until: now.plus(self.settings.dead_after_ms(lease_ms)),
+            until: now.plus(lease::dead_after_ms(lease_ms)),
         };
     }
 
@@ -174,7 +176,7 @@ impl Core {
             let heard = node.heard();
             // What an operator wants of a name outlasts its process.
             let kept = node.wish() != crate::node::Intent::Active;
-            let mut dead_after_ms = self.settings.dead_after_ms(node.lease_ms);
+            let mut dead_after_ms = lease::dead_after_ms(node.lease_ms);
             if planted::is(Bug::SilenceIsProof) {
                 dead_after_ms /= 2;
             }
@@ -187,17 +189,17 @@ impl Core {
                         fell_silent.push(id.clone());
                     }
                     if lease_over {
-                        over.push((id.clone(), "it was silent until its lease was over"));
+                        over.push((id.clone(), Evidence::Silent));
                     }
                 }
                 Seen::Unlinked {
                     hint: Hint::Refused, ..
                 } => {
-                    over.push((id.clone(), "its link closed and its address refuses connections"));
+                    over.push((id.clone(), Evidence::Refuses));
                 }
                 Seen::Expected { .. } | Seen::Joining { .. } | Seen::Unlinked { hint: Hint::None, .. } => {
                     if lease_over {
-                        over.push((id.clone(), "it did not come back before its lease was over"));
+                        over.push((id.clone(), Evidence::StayedAway));
                     }
                 }
                 Seen::Dead { since, proof, .. } => {
@@ -238,7 +240,7 @@ impl Core {
             if self.is_preserving() && !self.may_die_in_preservation(&id) {
                 continue;
             }
-            self.node_died(&id, Proof::Presumed, evidence, now);
+            self.node_died(&id, evidence, now);
             // Each death without proof counts against the next.
             self.weigh_silence(now);
         }
@@ -266,7 +268,7 @@ impl Core {
                 proof: Proof::Proven, ..
             } => true,
             Seen::Dead { .. } if planted::is(Bug::HintIsProof) || planted::is(Bug::SilenceIsProof) => true,
-            _ => now.since(node.heard()) >= self.settings.dead_after_ms(node.lease_ms),
+            _ => now.since(node.heard()) >= lease::dead_after_ms(node.lease_ms),
         }
     }
 
@@ -278,7 +280,7 @@ impl Core {
             .map(|node| node.leaving.iter().cloned().collect())
             .unwrap_or_default();
         for team in leaving {
-            self.finish_leaving(&team, "arrived", now);
+            self.finish_leaving(&team, MoveOutcome::Arrived, now);
         }
         self.forget_url(id);
         self.keep_past(id, now);
@@ -299,7 +301,7 @@ impl Core {
     pub(crate) fn shorten_leases(&mut self, now: Timestamp) {
         let lease_ms = self.settings.lease_ms;
         let over = |node: &&mut Node| {
-            node.lease_ms > lease_ms && now.since(self.started) >= self.settings.dead_after_ms(node.lease_ms)
+            node.lease_ms > lease_ms && now.since(self.started) >= lease::dead_after_ms(node.lease_ms)
         };
         let shortened: Vec<NodeId> = self
             .nodes

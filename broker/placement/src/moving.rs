@@ -11,8 +11,8 @@ use usher_shared::quantity::Timestamp;
 use usher_shared::rest::Cause;
 
 use crate::choose::{Decision, Needs};
-use crate::command::Notice;
 use crate::core::Core;
+use crate::notice::{MoveOutcome, Notice};
 use crate::operation::Operation;
 use crate::reconcile::Arrivals;
 use crate::relief::room_for;
@@ -108,7 +108,7 @@ impl Core {
         let Some(target) = decision.node.clone().and_then(|chosen| self.owner_on(&chosen)) else {
             return false;
         };
-        self.drop_move(id, "undone", now);
+        self.drop_move(id, MoveOutcome::Undone, now);
         self.took(&decision);
         let epoch = self.next_epoch();
         decision.epoch = epoch;
@@ -215,10 +215,10 @@ impl Core {
         let Some(team) = self.teams.get(id) else { return };
         let Some(Move::Leaving {
             from,
-            held,
             until,
             operation,
             cause,
+            ..
         }) = &team.moving
         else {
             return;
@@ -237,9 +237,7 @@ impl Core {
             reason,
             moves: vec![MoveTeam {
                 team: id.clone(),
-                held_epoch: *held,
                 epoch: team.epoch,
-                to: owner.node.clone(),
                 after_ms: 0,
             }],
             by_ms: by.since(now),
@@ -272,7 +270,7 @@ impl Core {
                         let (target, epoch) = (target.node.clone(), *epoch);
                         self.revoke(&target, &id, epoch);
                     } else {
-                        self.drop_move(&id, "failed", now);
+                        self.drop_move(&id, MoveOutcome::Failed, now);
                     }
                 }
                 Some(Move::Leaving {
@@ -288,7 +286,7 @@ impl Core {
                         // Its node was told to hold it, and will be told how long it has when it goes on.
                         self.leave_until(&id, now.plus(self.settings.leave_ms));
                     } else {
-                        self.finish_leaving(&id, "timed_out", now);
+                        self.finish_leaving(&id, MoveOutcome::TimedOut, now);
                     }
                 }
                 _ => {}
@@ -297,7 +295,7 @@ impl Core {
     }
 
     /// The last connection has left, or nobody waits for it any more.
-    pub(crate) fn finish_leaving(&mut self, id: &TeamId, outcome: &'static str, now: Timestamp) {
+    pub(crate) fn finish_leaving(&mut self, id: &TeamId, outcome: MoveOutcome, now: Timestamp) {
         let Some(team) = self.teams.get_mut(id) else {
             return;
         };
@@ -316,7 +314,7 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(&from.node) {
             node.leaving.remove(id);
         }
-        let reported = outcome == "arrived" && self.reports(&from.node);
+        let reported = outcome == MoveOutcome::Arrived && self.reports(&from.node);
         if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(&operation)) {
             operation.leaving.remove(id);
             operation.settle(id, reported);
@@ -351,7 +349,7 @@ impl Core {
     }
 
     /// Undoes a move that is being prepared, or stops waiting for one whose connections are leaving.
-    pub(crate) fn drop_move(&mut self, id: &TeamId, outcome: &'static str, now: Timestamp) {
+    pub(crate) fn drop_move(&mut self, id: &TeamId, outcome: MoveOutcome, now: Timestamp) {
         let Some(team) = self.teams.get_mut(id) else {
             return;
         };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_shared::id::{Incarnation, NodeId, OperationId, TeamId};
 use usher_shared::identity::Marks;
-use usher_shared::link::{Health, Held, Hello, LargeTeam, Memory, PACED_MOVES, Peer};
+use usher_shared::link::{Health, Held, Hello, HotTeam, LargeTeam, Memory, PACED_MOVES, Peer};
 use usher_shared::quantity::{Millicores, Timestamp};
 use usher_shared::rest::{Gate, NodeState, ProbeState};
 
@@ -116,15 +116,26 @@ pub(crate) struct Report {
     pub(crate) descriptors_left: Option<u32>,
     /// Connections of its largest teams.
     pub(crate) large_teams: BTreeMap<TeamId, u32>,
+    /// Frames a second of its busiest teams.
+    hot_teams: BTreeMap<TeamId, u32>,
     pub(crate) health: Health,
     /// Its wall clock minus the broker's.
     pub(crate) wall_skew_ms: i64,
 }
 
 impl Report {
-    pub(crate) fn name_large(&mut self, large: &[LargeTeam]) {
+    /// Takes in which teams are the largest and the busiest.
+    pub(crate) fn name_teams(&mut self, large: &[LargeTeam], hot: &[HotTeam]) {
         let entries = large.iter().map(|entry| (entry.team.clone(), entry.connections));
         self.large_teams = entries.collect();
+        let entries = hot.iter().map(|entry| (entry.team.clone(), entry.frames_per_s));
+        self.hot_teams = entries.collect();
+    }
+
+    /// What a team is known to bring on: its frames a second, then its connections. Greater is busier.
+    pub(crate) fn busyness(&self, team: &TeamId) -> (u32, u32) {
+        let of = |named: &BTreeMap<TeamId, u32>| named.get(team).copied().unwrap_or(0);
+        (of(&self.hot_teams), of(&self.large_teams))
     }
 
     fn connections_of(&self, team: &TeamId) -> u32 {

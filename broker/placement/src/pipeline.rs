@@ -200,7 +200,7 @@ fn link_of<R>(effect: &Effect<R>) -> Option<LinkId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::Notice;
+    use crate::notice::Notice;
     use usher_shared::link::{Activate, Revoke};
     use usher_shared::quantity::{Epoch, Term};
 

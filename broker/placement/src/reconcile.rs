@@ -6,15 +6,16 @@
 
 use std::collections::BTreeSet;
 use usher_shared::id::{NodeId, TeamId};
+use usher_shared::lease;
 use usher_shared::link::{Assign, Confirm, Held, HoldState, MAX_LIST, Revoke, TeamEpoch, TeamSpec, ToNode};
 use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::{Cause, TeamKind};
 
 use crate::choose::Decision;
-use crate::command::Notice;
 use crate::core::Core;
 use crate::epochs::Epochs;
+use crate::notice::{MoveOutcome, NodeFault, Notice, Regressed};
 use crate::operation::Operation;
 use crate::team::{Activation, Move, Owner, Team};
 
@@ -80,15 +81,12 @@ impl Core {
         }
         if forged > 0 {
             // Once for all of them: a node may claim a million teams, and each notice is a line of the log.
-            let detail = format!("its inventory has {forged} entries without a grant of this cluster");
-            self.bad_message(id, &detail);
+            self.bad_message(id, NodeFault::Ungranted(forged));
         }
         if news > 0 {
             self.store_regressed = true;
-            let detail = format!(
-                "node {id} holds {news} teams, under epochs up to {highest}, which the store does not have"
-            );
-            self.notice(Notice::StoreRegressed { detail });
+            let by = Regressed::Grants { teams: news, highest };
+            self.notice(Notice::StoreRegressed { node: id.clone(), by });
         }
         self.activate_what_was_given_up(id, inventory);
         self.assign_missing(id, &shown);
@@ -246,7 +244,7 @@ impl Core {
             return;
         }
         // A move in hand has its epoch already, and it would be below the new one.
-        self.drop_move(&held.team, "undone", now);
+        self.drop_move(&held.team, MoveOutcome::Undone, now);
         let epoch = self.next_epoch();
         if let Some(team) = self.teams.get_mut(&held.team) {
             team.epoch = epoch;
@@ -266,7 +264,7 @@ impl Core {
         if !owns {
             return;
         }
-        self.drop_move(&held.team, "undone", now);
+        self.drop_move(&held.team, MoveOutcome::Undone, now);
         self.raise_epochs(held.epoch);
         let epoch = self.next_epoch();
         if let Some(team) = self.teams.get_mut(&held.team) {
@@ -293,7 +291,7 @@ impl Core {
         self.raise_epochs(held.epoch);
         let mut acts_still = None;
         if self.teams.contains_key(&held.team) {
-            self.drop_move(&held.team, "undone", now);
+            self.drop_move(&held.team, MoveOutcome::Undone, now);
             if let Some(before) = self.disown(&held.team) {
                 let epoch = before_epoch(self.teams.get(&held.team));
                 self.revoke(&before.node, &held.team, epoch);
@@ -329,7 +327,7 @@ impl Core {
             (HoldState::Owned, None) => self.set_activation(&held.team, Activation::Owned),
             (HoldState::Prepared, None) => {
                 // Whoever had it before may not have been heard of either.
-                let at = now.plus(self.settings.dead_after_ms(self.settings.lease_ms));
+                let at = now.plus(lease::dead_after_ms(self.settings.lease_ms));
                 self.set_activation(&held.team, Activation::At(at));
                 self.await_activation(&held.team, now);
             }
@@ -433,7 +431,6 @@ impl Core {
     fn send_hold(&mut self, id: &TeamId, node: &NodeId, epoch: Epoch, state: HoldState, moved: bool) {
         let assign = Assign {
             team: id.clone(),
-            held_epoch: None,
             epoch,
             grant: self.grants.sign(id, node, epoch),
             state,

@@ -12,10 +12,11 @@ use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{Cause, OperationKind, PinStrength};
 
 use crate::choose::Needs;
-use crate::command::{Notice, Refusal};
 use crate::core::Core;
 use crate::node::Node;
+use crate::notice::Notice;
 use crate::operation::Operation;
+use crate::refusal::Refusal;
 use crate::score;
 use crate::team::Move;
 

@@ -4,11 +4,13 @@ use usher_shared::id::{Label, NodeId, TeamId};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{Cause, DrainPost, ShedPost, TeamKind};
 
-use crate::command::{Answer, Command, Refusal, Route};
+use crate::command::{Answer, Command, Route};
 use crate::core::Core;
 use crate::event::{Ask, Knock, RequestId};
 use crate::node::{Intent, Seen, Silence};
+use crate::notice::MoveOutcome;
 use crate::reconcile::Arrivals;
+use crate::refusal::Refusal;
 use crate::team::{Activation, Deleted, Move, Owner, Team};
 use crate::warmth::Warmth;
 
@@ -216,7 +218,7 @@ impl Core {
             Some(Move::Leaving { from, .. }) => Some(from.node.clone()),
             _ => None,
         };
-        self.drop_move(id, "undone", now);
+        self.drop_move(id, MoveOutcome::Undone, now);
         let owner = self.disown(id);
         let Some(team) = self.teams.remove(id) else { return };
         for node in owner.iter().map(|owner| &owner.node).chain(&leaving) {

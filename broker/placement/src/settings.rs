@@ -1,5 +1,8 @@
 //! The numbers that decisions depend on, each with its reason.
 
+use usher_shared::lease::{self, LeaseError};
+use usher_shared::quantity::RETURNS_PER_S;
+
 /// The numbers that decisions depend on.
 ///
 /// The three shares are what `cargo run --release -p usher-placement --example shares` says: six nodes, 600 teams that
@@ -23,12 +26,6 @@ pub struct Settings {
     pub lease_ms: u64,
     /// How often a node reports.
     pub heartbeat_ms: u64,
-    /// How far two clocks may drift apart, in parts per million: 1 % is 20 times what a quartz does.
-    pub clock_rate_ppm: u64,
-    /// How long a node may take to stop exclusive effects.
-    pub fencing_ms: u64,
-    /// What the broker waits on top, for its own scheduling.
-    pub slack_ms: u64,
     /// After how long without a connection an auto-created team is forgotten.
     pub forget_ms: u64,
     /// The most teams.
@@ -129,9 +126,6 @@ impl Default for Settings {
         Self {
             lease_ms: 6_000,
             heartbeat_ms: 1_000,
-            clock_rate_ppm: 10_000,
-            fencing_ms: 500,
-            slack_ms: 500,
             forget_ms: 600_000,
             max_teams: 2_000_000,
             max_nodes: 10_000,
@@ -155,7 +149,7 @@ impl Default for Settings {
             wall_skew_ms: 5_000,
             silent_share_ppm: 300_000,
             preserve_ms: 60_000,
-            rate_per_target: 200,
+            rate_per_target: RETURNS_PER_S.into(),
             leave_ms: 10_000,
             prepare_ms: 3_000,
             settle_ms: 5_000,
@@ -179,72 +173,35 @@ impl Default for Settings {
 /// Numbers that do not go together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// A lease must outlast several heartbeats, or one lost packet ends it.
-    #[error("lease_ms must be at least 4 x heartbeat_ms ({least}); it is {lease_ms}")]
-    LeaseTooShort {
-        /// The lease.
-        lease_ms: u64,
-        /// The least it may be.
-        least: u64,
-    },
-    /// A node must have stopped before the broker counts it as dead, whatever their clocks do.
-    #[error(
-        "a lease of {lease_ms} ms leaves no time to stop: lease x (1 - rho) must exceed fencing + 2 heartbeats"
-    )]
-    NoTimeToFence {
-        /// The lease.
-        lease_ms: u64,
-    },
+    /// A lease that cannot be kept, or cannot be fenced in time.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// A heartbeat outside 100 ms to 60 s.
     #[error("heartbeat_ms must be from 100 to 60000; it is {heartbeat_ms}")]
     Heartbeat {
         /// The heartbeat.
         heartbeat_ms: u64,
     },
-    /// Clocks that drift more than 10 % are not clocks.
-    #[error("clock_rate_ppm must be at most 100000, and slack_ms above 0")]
-    Clock,
 }
 
 impl Settings {
-    /// Checks the inequalities that fencing rests on.
-    ///
-    /// A node is done fencing by `sent + lease` in real time; the broker acts no earlier than
-    /// `received + lease + slack / (1 + rho)`; and a heartbeat is received after it was sent. So
-    /// with any slack above zero the node has stopped before its teams get a new owner.
+    /// Checks that nodes can keep such a lease, and have stopped before they count as dead.
     ///
     /// # Errors
-    /// Which of them does not hold.
+    /// What does not hold.
     pub fn check(&self) -> Result<(), SettingsError> {
         if !(100..=60_000).contains(&self.heartbeat_ms) {
             return Err(SettingsError::Heartbeat {
                 heartbeat_ms: self.heartbeat_ms,
             });
         }
-        if self.clock_rate_ppm > 100_000 || self.slack_ms == 0 {
-            return Err(SettingsError::Clock);
-        }
-        let least = 4 * self.heartbeat_ms;
-        if self.lease_ms < least {
-            return Err(SettingsError::LeaseTooShort {
-                lease_ms: self.lease_ms,
-                least,
-            });
-        }
-        // Rounded as the nodes round: what this broker starts with, they accept.
-        let shortest = self.lease_ms - (self.lease_ms * self.clock_rate_ppm).div_ceil(1_000_000);
-        if shortest <= self.fencing_ms + 2 * self.heartbeat_ms {
-            return Err(SettingsError::NoTimeToFence {
-                lease_ms: self.lease_ms,
-            });
-        }
-        Ok(())
+        Ok(lease::check(self.lease_ms, self.heartbeat_ms)?)
     }
 
     /// How long self-preservation lasts at most; never less than a silent node's lease.
     #[must_use]
     pub fn preserve_ms(&self) -> u64 {
-        self.preserve_ms.max(self.dead_after_ms(self.lease_ms))
+        self.preserve_ms.max(lease::dead_after_ms(self.lease_ms))
     }
 
     /// How many of an operation's connections may be away at once: a quarter, so that far less than half of
@@ -253,13 +210,6 @@ impl Settings {
     pub const fn away_most(&self, connections: u32) -> u32 {
         let quarter = connections / 4;
         if quarter > 5 { quarter } else { 5 }
-    }
-
-    /// How long after it was last heard a node with this lease counts as dead, and how long the
-    /// grace after a start lasts: `lease x (1 + rho) + slack`.
-    #[must_use]
-    pub const fn dead_after_ms(&self, lease_ms: u64) -> u64 {
-        lease_ms + (lease_ms * self.clock_rate_ppm).div_ceil(1_000_000) + self.slack_ms
     }
 }
 
@@ -270,28 +220,19 @@ mod tests {
     #[test]
     fn the_defaults_hold() {
         assert_eq!(Settings::default().check(), Ok(()));
-        assert_eq!(Settings::default().dead_after_ms(6_000), 6_560);
     }
 
     #[test]
-    fn a_lease_that_cannot_be_fenced_in_time_is_refused() {
+    fn a_lease_that_cannot_be_kept_is_refused() {
         let short = Settings {
             lease_ms: 3_999,
             ..Settings::default()
         };
-        assert!(matches!(
-            short.check(),
-            Err(SettingsError::LeaseTooShort { least: 4_000, .. })
-        ));
-        let slow = Settings {
-            fencing_ms: 4_000,
+        assert!(matches!(short.check(), Err(SettingsError::Lease(_))));
+        let hasty = Settings {
+            heartbeat_ms: 99,
             ..Settings::default()
         };
-        assert!(matches!(slow.check(), Err(SettingsError::NoTimeToFence { .. })));
-        let loose = Settings {
-            slack_ms: 0,
-            ..Settings::default()
-        };
-        assert_eq!(loose.check(), Err(SettingsError::Clock));
+        assert_eq!(hasty.check(), Err(SettingsError::Heartbeat { heartbeat_ms: 99 }));
     }
 }

@@ -15,10 +15,11 @@ use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{Cause, DistrustView, Gate};
 
-use crate::command::{Command, Notice, TrustChange};
+use crate::command::Command;
 use crate::core::Core;
 use crate::event::Knock;
 use crate::node::Seen;
+use crate::notice::{Notice, TrustChange};
 use crate::score;
 use crate::team::Owner;
 

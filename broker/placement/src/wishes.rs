@@ -6,9 +6,10 @@ use usher_shared::link::MAX_LABELS;
 use usher_shared::quantity::{Timestamp, Weight};
 use usher_shared::rest::{Cause, Pin, TeamKind, TeamPatch, TeamPut};
 
-use crate::command::{Answer, Refusal};
+use crate::command::Answer;
 use crate::core::Core;
 use crate::record::PinRecord;
+use crate::refusal::Refusal;
 use crate::team::{Move, Team};
 
 /// The longest pin.

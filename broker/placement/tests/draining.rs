@@ -4,8 +4,10 @@
 
 mod world;
 
-use usher_placement::{Ask, Event, Notice, Settings};
-use usher_shared::link::{Arrival, Arrivals, Capacity, Departure, Departures, EndedBy, HoldState, TeamEpoch};
+use usher_placement::{Ask, Event, MoveOutcome, Notice, Settings};
+use usher_shared::link::{
+    Arrival, Arrivals, Capacity, Departure, Departures, EndedBy, HoldState, HotTeam, LargeTeam, TeamEpoch,
+};
 use usher_shared::rest::{Cause, DrainPost, NodeState, OperationState, Pin, PinStrength, ShedPost, TeamPut};
 use world::*;
 
@@ -185,6 +187,46 @@ fn undrain_ends_the_drain_and_lets_teams_come_again() {
 }
 
 #[test]
+fn a_shed_takes_the_busiest_teams_first_and_then_the_largest() {
+    let mut world = pool(&["a", "b"], 40);
+    let of_a: Vec<String> = world.nodes[&node("a")]
+        .held
+        .keys()
+        .map(ToString::to_string)
+        .collect();
+    let (hot, large) = (&of_a[of_a.len() - 1], &of_a[of_a.len() - 2]);
+    let fake = world.nodes.get_mut(&node("a")).unwrap();
+    fake.hot_teams = vec![HotTeam {
+        team: team(hot),
+        connections: 1,
+        frames_per_s: 900,
+    }];
+    fake.large_teams = vec![LargeTeam {
+        team: team(large),
+        connections: 50,
+    }];
+    world.advance(1_000);
+    let post = ShedPost {
+        teams: Some(2),
+        ..ShedPost::default()
+    };
+    let shed = Ask::Shed {
+        node: node("a"),
+        post,
+    };
+    world.ask(shed).unwrap();
+    world.advance(10_000);
+    for name in &of_a {
+        let goes = name == hot || name == large;
+        assert_eq!(
+            world.owner(name).as_deref(),
+            Some(if goes { "b" } else { "a" }),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn a_shed_gives_away_what_was_asked_and_no_more() {
     let mut world = pool(&["a", "b"], 100);
     let post = ShedPost {
@@ -251,7 +293,7 @@ fn a_target_that_does_not_answer_is_replaced_and_its_epoch_never_used_again() {
     assert!(world.noticed(|notice| matches!(
         notice,
         Notice::Moved {
-            outcome: "failed",
+            outcome: MoveOutcome::Failed,
             ..
         }
     )));
@@ -298,7 +340,7 @@ fn connections_that_never_leave_are_given_up_at_the_deadline() {
     assert!(world.noticed(|notice| matches!(
         notice,
         Notice::Moved {
-            outcome: "timed_out",
+            outcome: MoveOutcome::TimedOut,
             ..
         }
     )));

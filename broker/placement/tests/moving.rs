@@ -4,7 +4,7 @@
 
 mod world;
 
-use usher_placement::{Ask, Event, Knock, Notice, Settings};
+use usher_placement::{Ask, Event, Kept, Knock, Notice, Settings};
 use usher_shared::link::{Arrival, Arrivals, Departure, Departures, EndedBy, PACED_MOVES};
 use usher_shared::rest::{
     DrainPost, NodeState, OperationKind, OperationState, Pin, PinStrength, ShedPost, TeamPut,
@@ -222,6 +222,11 @@ fn a_client_that_opens_the_new_connection_first_has_no_gap() {
     });
     let report = world.operation(&operation);
     assert_eq!((report.gap_max_ms, report.gap_error_ms), (Some(0), Some(0)));
+    assert!(world.noticed(|notice| *notice
+        == Notice::Departed {
+            by: EndedBy::Client,
+            connections: 1
+        }));
 }
 
 #[test]
@@ -527,7 +532,15 @@ fn an_operators_drain_outlasts_the_process_and_one_by_sigterm_does_not() {
         world.add("a");
         world.advance(2_000);
         let state = world.core.node(&node("a"), world.now).unwrap().state;
-        let told = world.noticed(|notice| matches!(notice, Notice::KeptAway { wish: "drained", .. }));
+        let told = world.noticed(|notice| {
+            matches!(
+                notice,
+                Notice::KeptAway {
+                    wish: Kept::Drained,
+                    ..
+                }
+            )
+        });
         if drained {
             assert_eq!((state, told), (NodeState::Drained, true), "stopped: {stopped}");
             world.ask(Ask::Undrain { node: node("a") }).unwrap();

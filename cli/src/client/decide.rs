@@ -136,7 +136,6 @@ impl std::fmt::Display for Ending {
                 let name = match CloseCode::ALL.into_iter().find(|known| known.number() == *code) {
                     Some(CloseCode::Restart) => "moved or restarting",
                     Some(CloseCode::TryAgain) => "full just now",
-                    Some(CloseCode::Ticket) => "the ticket was not good",
                     Some(CloseCode::Redirect) => "sent on",
                     Some(CloseCode::TooSlow) => "too slow",
                     Some(CloseCode::Elsewhere) => "the team is elsewhere",

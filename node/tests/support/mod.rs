@@ -178,7 +178,6 @@ pub fn key() -> Key {
 pub fn assign(name: &str, number: u64) -> Assign {
     Assign {
         team: team(name),
-        held_epoch: None,
         epoch: epoch(number),
         grant: "grant".to_owned(),
         state: HoldState::Owned,
@@ -193,9 +192,7 @@ pub fn drain(name: &str, number: u64, after_ms: u64, by_ms: u64) -> ToNode {
         reason: "drain".parse().unwrap(),
         moves: vec![Move {
             team: team(name),
-            held_epoch: epoch(1),
             epoch: epoch(number),
-            to: "node-2".parse().unwrap(),
             after_ms,
         }],
         by_ms,
@@ -322,7 +319,6 @@ impl Rig {
             exp: now_s + 30,
             jti: format!("{:016x}", SERIAL.fetch_add(1, Ordering::SeqCst)),
             hop: 0,
-            user: None,
             from: None,
             scope: Scope::Connect,
         }

@@ -1,6 +1,6 @@
 //! Self-preservation, counted a second time: does it hold what it should, and does it end?
 
-use usher_placement::Preservation;
+use usher_placement::{Evidence, Preservation};
 use usher_shared::id::NodeId;
 use usher_shared::quantity::Timestamp;
 use usher_shared::rest::{BrokerState, NodeState};
@@ -79,7 +79,7 @@ impl World {
     }
 
     /// A death that is not proven: is it a refusal, or are not too many silent at once?
-    pub(super) fn check_not_too_many(&mut self, node: &NodeId, evidence: &str, now: BrokerTime) {
+    pub(super) fn check_not_too_many(&mut self, node: &NodeId, evidence: Evidence, now: BrokerTime) {
         let lease_ms = self.main.as_ref().map_or(0, |broker| broker.settings.lease_ms);
         let window = 2 * lease_ms;
         let holds = |world: &Self, id: &NodeId| world.mirror.owners.values().any(|(owner, _)| owner == id);
@@ -113,7 +113,7 @@ impl World {
         if !too_many || self.mirror.caution.released {
             return;
         }
-        if evidence.contains("refuses") {
+        if evidence == Evidence::Refuses {
             self.count("death by a hint in self-preservation");
             // The broker may count one that holds its tongue for a moment as heard.
             if !heard && self.mirror.preserving {
@@ -125,7 +125,7 @@ impl World {
             return;
         }
         self.fail(format!(
-            "S17: {node} counts as dead without proof ({evidence}) while {} of {total} nodes are silent: {}",
+            "S17: {node} counts as dead without proof ({evidence:?}) while {} of {total} nodes are silent: {}",
             zones.len(),
             self.mirror.in_words(now)
         ));

@@ -199,7 +199,6 @@ impl World {
                     exp: now_s + RESUME_LIFE_S,
                     jti: drawn,
                     hop: 0,
-                    user: None,
                     from: Some(connection),
                     scope: Scope::Resume,
                 };

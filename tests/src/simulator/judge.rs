@@ -1,13 +1,16 @@
 //! Does the broker decide by what it has been told? Each of its commands is held against the
 //! [mirror](super::mirror) and the [truth](super::truth).
 
-use usher_placement::{Command, LinkId, Notice, Preservation, Record, TrustChange};
+use usher_placement::{
+    Command, Evidence, LinkId, MoveOutcome, NodeFault, Notice, Preservation, Record, Regressed, TrustChange,
+};
 use usher_shared::id::{NodeId, TeamId};
+use usher_shared::lease::dead_after_ms;
 use usher_shared::link::{HoldState, ToNode};
 use usher_shared::rest::{Cause, Gate};
 
 use super::broker::BrokerTime;
-use super::mirror::{EXTRA_TEAMS, EventKind, dead_after_ms};
+use super::mirror::{EXTRA_TEAMS, EventKind};
 use super::world::World;
 
 impl World {
@@ -62,7 +65,7 @@ impl World {
                 node,
                 evidence,
                 teams,
-            } => self.node_counts_as_dead(node, evidence, *teams),
+            } => self.node_counts_as_dead(node, *evidence, *teams),
             Notice::Assigned {
                 team,
                 node,
@@ -102,16 +105,15 @@ impl World {
                     "grace ended early"
                 });
             }
-            Notice::StoreRegressed { detail } => self.count(if detail.contains("has seen term") {
-                "store regressed by term"
-            } else if detail.contains("was granted") {
-                "store regressed by epoch"
-            } else {
-                "store regressed by grant"
+            Notice::StoreRegressed { by, .. } => self.count(match by {
+                Regressed::Term(_) => "store regressed by term",
+                Regressed::Epoch(_) => "store regressed by epoch",
+                Regressed::Grants { .. } => "store regressed by grant",
             }),
-            Notice::BadMessage { detail, .. } if detail.contains("without a grant") => {
-                self.count("forged entry refused");
-            }
+            Notice::BadMessage {
+                fault: NodeFault::Ungranted(_),
+                ..
+            } => self.count("forged entry refused"),
             Notice::BadMessage { .. } => self.count("late duplicate ignored"),
             Notice::ClockPace { .. } => self.count("clock pace noticed"),
             Notice::NodeReady { node, .. } => self.note_up(node),
@@ -130,33 +132,33 @@ impl World {
             Notice::NodeSilent { .. } => self.count("node silent"),
             Notice::OperationEnded { .. } => self.count("operation ended"),
             Notice::Gap { .. } => self.count("gap measured"),
-            Notice::Moved { outcome, .. } => self.count(match *outcome {
-                "arrived" => "move arrived",
-                "timed_out" => "move timed out",
-                "undone" => "move given up for another",
-                _ => "move failed",
+            Notice::Moved { outcome, .. } => self.count(match outcome {
+                MoveOutcome::Arrived => "move arrived",
+                MoveOutcome::TimedOut => "move timed out",
+                MoveOutcome::Undone => "move given up for another",
+                MoveOutcome::Failed => "move failed",
             }),
             _ => {}
         }
     }
 
-    fn node_counts_as_dead(&mut self, node: &NodeId, evidence: &'static str, teams: u32) {
+    fn node_counts_as_dead(&mut self, node: &NodeId, evidence: Evidence, teams: u32) {
         let now = self.broker_local();
-        let proven = evidence.contains("parent") || evidence.contains("new process");
+        let proven = evidence.is_proof();
         self.count(match evidence {
-            text if text.contains("parent") => "death by the parent's word",
-            text if text.contains("new process") => "death by a new process",
-            text if text.contains("another process") => "a name was taken over without proof",
-            text if text.contains("refuses") => "death by a hint",
-            _ => "death by silence",
+            Evidence::Exit => "death by the parent's word",
+            Evidence::Successor => "death by a new process",
+            Evidence::Displaced => "a name was taken over without proof",
+            Evidence::Refuses => "death by a hint",
+            Evidence::Silent | Evidence::StayedAway => "death by silence",
         });
-        let displaced = evidence.contains("another process");
+        let displaced = evidence == Evidence::Displaced;
         self.mirror.proven |= proven;
         if displaced {
             // Its name has another process by now: what waits for it is checked by S13.
             self.mirror.displaces(node);
         } else {
-            self.check_death(node, evidence, proven, now);
+            self.check_death(node, evidence, now);
         }
         self.note_death(node);
         if teams > 0 {
@@ -180,7 +182,7 @@ impl World {
             }
         }
         // A new process has taken the name already; the rest keeps what is known of the dead one.
-        if !evidence.contains("new process")
+        if evidence != Evidence::Successor
             && !displaced
             && let Some(known) = self.mirror.nodes.get_mut(node)
         {
@@ -197,14 +199,14 @@ impl World {
     }
 
     /// A death without proof: was it waited for, and are not too many silent at once?
-    fn check_death(&mut self, node: &NodeId, evidence: &str, proven: bool, now: BrokerTime) {
+    fn check_death(&mut self, node: &NodeId, evidence: Evidence, now: BrokerTime) {
         let Some(known) = self.mirror.nodes.get(node).cloned() else {
             return;
         };
-        if proven {
+        if evidence.is_proof() {
             return;
         }
-        let hinted = evidence.contains("refuses");
+        let hinted = evidence == Evidence::Refuses;
         let lease_ms = self.main.as_ref().map_or(0, |broker| broker.settings.lease_ms);
         // A lease that was made shorter counts once the longer ones from before the start are over.
         let over = now.since(self.mirror.started) >= dead_after_ms(known.lease_ms);
@@ -212,7 +214,7 @@ impl World {
         let since = self.mirror.woke.map_or(known.heard, |woke| woke.max(known.heard));
         if !hinted && now.since(since) < patience {
             self.fail(format!(
-                "S6: {node} counts as dead after {} ms, of {patience}: {evidence}; {:?} {}",
+                "S6: {node} counts as dead after {} ms, of {patience}: {evidence:?}; {:?} {}",
                 now.since(since),
                 self.mirror.woke.map(|woke| now.since(woke)),
                 self.mirror.in_words(now)
@@ -220,7 +222,7 @@ impl World {
         }
         if self.mirror.in_grace(now) {
             self.fail(format!(
-                "S6: {node} counts as dead while not everyone had reported: {evidence}"
+                "S6: {node} counts as dead while not everyone had reported: {evidence:?}"
             ));
         }
         self.check_fenced_when_dead(node, &known, hinted);

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use usher_placement::{Ask, Event, RequestId};
 use usher_shared::id::{NodeId, TeamId};
+use usher_shared::lease::dead_after_ms;
 use usher_shared::rest::{Gate, NodeState, NodeView, OperationKind, OperationState, OperationView, TeamView};
 
 use super::agenda::{ForBroker, Happens, Which};
 use super::client::Manner;
-use super::mirror::dead_after_ms;
 use super::plan::Kind;
 use super::world::{Phase, World};
 

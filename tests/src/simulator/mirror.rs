@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use usher_placement::{Event, LinkId};
 use usher_shared::id::{BrokerId, Incarnation, Label, NodeId, TeamId};
+use usher_shared::lease::dead_after_ms;
 use usher_shared::quantity::{Epoch, Timestamp};
 
 use super::broker::BrokerTime;
@@ -394,9 +395,4 @@ impl World {
             _ => {}
         }
     }
-}
-
-/// The longest that a lease may run on after the broker last heard its node, and then some.
-pub(super) fn dead_after_ms(lease_ms: u64) -> u64 {
-    lease_ms + lease_ms.div_ceil(100) + 500
 }

@@ -3,13 +3,13 @@
 use usher_node::OnLapse;
 use usher_node::admission::Verdict;
 use usher_node::lapse::{CLOSES_PER_S, CUT_OFF_AFTER_MS};
-use usher_node::lease::FENCING_MS;
 use usher_shared::id::{NodeId, TeamId};
+use usher_shared::lease::{FENCING_MS, dead_after_ms};
 use usher_shared::link::ToNode;
 use usher_shared::quantity::Epoch;
 use usher_shared::ticket::{Age, Claims, Scope};
 
-use super::mirror::{Begun, Known, dead_after_ms};
+use super::mirror::{Begun, Known};
 use super::node::Machine;
 use super::node::Still;
 use super::world::World;

@@ -159,7 +159,6 @@ impl World {
             exp: now_s + LIFE_S,
             jti: format!("{:016x}", self.dice.next()),
             hop,
-            user: None,
             from,
             scope: Scope::Connect,
         };

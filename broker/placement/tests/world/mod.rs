@@ -81,6 +81,7 @@ pub struct FakeNode {
     pub cpu: u32,
     pub connections: u32,
     pub large_teams: Vec<LargeTeam>,
+    pub hot_teams: Vec<HotTeam>,
     pub wall_skew_ms: i64,
     /// How fast its clock runs, beside everybody else's.
     pub clock_percent: u64,
@@ -288,6 +289,7 @@ impl World {
             cpu: 10,
             connections: 0,
             large_teams: Vec::new(),
+            hot_teams: Vec::new(),
             wall_skew_ms: 0,
             clock_percent: 100,
             health: Health::Good,
@@ -365,7 +367,7 @@ impl World {
             },
             health: fake.health,
             idle_teams: Vec::new(),
-            hot_teams: Vec::new(),
+            hot_teams: fake.hot_teams.clone(),
             clients: fake.clients,
             large_teams: fake.large_teams.clone(),
         };
