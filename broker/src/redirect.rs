@@ -13,13 +13,14 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 use usher_listen::answer::{self, Answer};
-use usher_placement::{Ask, Knock};
+use usher_placement::Ask;
+use usher_placement::visit::{self, Direction, Lead, Returning};
 use usher_shared::credential::Credential;
 use usher_shared::frame::{CloseCode, CloseReason, Control};
 use usher_shared::id::{ConnectionId, NodeId, TeamId};
 use usher_shared::quantity::Epoch;
 use usher_shared::rest::{ConnectView, Problem};
-use usher_shared::ticket::{self, Age, Claims, LIFE_S, MAX_HOPS, Scope};
+use usher_shared::ticket::{self, Age, Claims, LIFE_S, Scope};
 use usher_shared::way::{Asker, LocationForm, Security, Wants, Way};
 
 use crate::keys::Keyring;
@@ -28,12 +29,6 @@ use crate::query::ClientQuery;
 use crate::random;
 use crate::routes::{NodeSlot, Reach, RouteTable};
 use crate::telemetry::ClientCounters;
-
-/// A ticket that opened nothing and comes back sooner than this after it was issued is a hop of one
-/// chain. A client that merely re-dials an old URL comes later.
-const CHAIN_S: u64 = 10;
-/// For this long after its end a ticket still tells where its bearer was.
-const REMEMBERED_S: u64 = 600;
 
 /// Whom the clients' listener lets do what.
 #[derive(Clone, Debug, Default)]
@@ -114,16 +109,6 @@ pub struct Place {
     pub epoch: Epoch,
 }
 
-/// What an old ticket tells.
-struct Returning {
-    hop: u8,
-    /// Milliseconds until the chain it belongs to is forgotten.
-    chain_left_ms: u64,
-    /// The connection that its bearer had.
-    from: Option<ConnectionId>,
-    knock: Knock,
-}
-
 impl Redirector {
     /// Answers from `routes`, with tickets signed by `keys`.
     #[must_use]
@@ -178,36 +163,36 @@ impl Redirector {
             .and_then(|ticket| self.returning(&team, ticket, query.from, now_s));
         if let Some(returning) = &returning {
             visit.hop = returning.hop;
-            visit.from = visit.from.or(returning.from);
-            if returning.hop >= MAX_HOPS {
+            visit.from = returning.from;
+        }
+        let route = self.routes.team(&team);
+        let reach = route.as_ref().and_then(|route| route.slot.reach());
+        let lead = route.as_ref().zip(reach.as_ref()).map(|(route, reach)| Lead {
+            node: &route.slot.node,
+            incarnation: reach.incarnation,
+            epoch: route.epoch,
+            direct: reach.direct,
+        });
+        match visit::direct(lead.as_ref(), returning.as_ref()) {
+            Direction::Circle { retry_ms } => {
                 let problem = Problem::new(
                     503,
                     "too_many_hops",
                     "broker and nodes sent this client round in a circle; it was stopped",
                 );
-                return refused(
-                    &visit,
-                    problem.retry_after(returning.chain_left_ms + random::jittered(500)),
-                );
+                return refused(&visit, problem.retry_after(retry_ms + random::jittered(500)));
             }
-        }
-        let route = self.routes.team(&team);
-        if let Some(route) = &route
-            && let Some(reach) = route.slot.reach()
-            && reach.direct
-            && !returning.as_ref().is_some_and(|returning| {
-                // The client comes from exactly where the table would send it: ask the core.
-                returning.knock.node == route.slot.node
-                    && returning.knock.incarnation == reach.incarnation
-                    && returning.knock.epoch == route.epoch
-            })
-        {
-            let place = Place {
-                slot: Arc::clone(&route.slot),
-                reach,
-                epoch: route.epoch,
-            };
-            return Decision::Settled(visit.settle(self, Ok(place), now_s));
+            Direction::Straight => {
+                if let Some((route, reach)) = route.zip(reach) {
+                    let place = Place {
+                        slot: route.slot,
+                        reach,
+                        epoch: route.epoch,
+                    };
+                    return Decision::Settled(visit.settle(self, Ok(place), now_s));
+                }
+            }
+            Direction::AskCore => {}
         }
         let ask = Ask::Connect {
             team,
@@ -281,37 +266,15 @@ impl Redirector {
         from: Option<ConnectionId>,
         now_s: u64,
     ) -> Option<Returning> {
-        let genuine = self.genuine(text, now_s).filter(|(claims, age)| {
-            let remembered = *age == Age::Fresh || now_s <= claims.exp.saturating_add(REMEMBERED_S);
-            claims.sub == *team && remembered
+        let told = self.genuine(text, now_s).and_then(|genuine| {
+            let slot = self.routes.node(&genuine.0.aud);
+            let today = slot.and_then(|slot| slot.reach()).map(|reach| reach.incarnation);
+            Returning::of(genuine, team, from, today, now_s)
         });
-        let Some((claims, _)) = genuine else {
+        if told.is_none() {
             self.counters.bad_tickets.increment(1);
-            return None;
-        };
-        let age_s = now_s.saturating_sub(claims.iat);
-        let named = claims.jti.parse().ok();
-        let opened = named.is_some() && from == named;
-        let chained = age_s < CHAIN_S && !opened && !self.is_of_an_earlier_process(&claims);
-        Some(Returning {
-            hop: if chained { claims.hop.saturating_add(1) } else { 0 },
-            chain_left_ms: CHAIN_S.saturating_sub(age_s) * 1_000,
-            // Within a chain of redirects the last ticket most likely opened nothing.
-            from: claims.from.filter(|_| chained).or(named),
-            knock: Knock {
-                node: claims.aud,
-                incarnation: claims.inc,
-                epoch: claims.epoch,
-            },
-        })
-    }
-
-    /// Whether the node runs as another process today. None of its tickets is issued any more, so
-    /// none can be a step of a circle that goes on; and that process is not there to say what it opened.
-    fn is_of_an_earlier_process(&self, claims: &Claims) -> bool {
-        let slot = self.routes.node(&claims.aud);
-        slot.and_then(|slot| slot.reach())
-            .is_some_and(|reach| reach.incarnation != claims.inc)
+        }
+        told
     }
 
     fn genuine(&self, text: &str, now_s: u64) -> Option<(Claims, Age)> {

@@ -11,7 +11,7 @@ use usher_shared::quantity::Weight;
 use usher_shared::template::NodeUrl;
 use usher_shared::way::Security;
 
-use crate::lapse::OnLapse;
+use usher_node_core::lapse::OnLapse;
 
 /// What a node is told at its start.
 #[derive(Clone, Debug)]

@@ -18,13 +18,13 @@ use usher_shared::link::{HEARS_BROKER_PATH, HearsBroker};
 use usher_shared::rest::Problem;
 use usher_shared::way::{LocationForm, Way, parameter};
 
-use crate::admission::Refusal;
 use crate::connection::{frame_limits, say_and_close, socket_config, spawn};
 use crate::floor::{Floor, Turned, jitter};
 use crate::handshake::{NoOffer, Offer, offer, wants, websocket};
 use crate::outbox::Goodbye;
 use crate::post::{Done, post};
 use crate::send_back::{Target, redirect, stale, way};
+use usher_node_core::admission::Refusal;
 
 /// Sockets that are told in band where to go, at once; each lives up to 5 s. Beyond that the oldest goes
 /// for a new one, first of the address that has the most.

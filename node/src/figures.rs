@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use usher_listen::frames::Rate;
 
-use crate::admission::Refusal;
+use usher_node_core::admission::Refusal;
 
 /// One relay in so many is timed: enough for quantiles, and the histogram's buffer between two
 /// folds stays small on a busy node.

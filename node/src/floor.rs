@@ -20,18 +20,18 @@ use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::secret::Key;
 use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
 
-use crate::admission::{Contact, Here, Refusal, Shown, SpentTickets, Verdict, decide};
 use crate::config::Config;
 use crate::figures::Figures;
-use crate::holdings::{Opened, Tenure};
 use crate::load::{Reading, descriptor_limit};
-use crate::mandate::{Link, Mandate};
 use crate::outbox::{Goodbye, Outbox, Speaks};
-use crate::outgoing::Outgoing;
-use crate::pacing::{self, Pacer};
 use crate::roster::Roster;
 use crate::unfinished::Unfinished;
 use crate::watchdog::Watchdog;
+use usher_node_core::admission::{Contact, Here, Refusal, Shown, SpentTickets, Verdict, decide};
+use usher_node_core::holdings::{Opened, Tenure};
+use usher_node_core::mandate::{Link, Mandate};
+use usher_node_core::outgoing::Outgoing;
+use usher_node_core::pacing::{self, Pacer};
 
 /// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
 const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);

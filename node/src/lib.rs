@@ -1,15 +1,11 @@
 //! An Usher node: holds the WebSockets of its teams, relays, reports its load, obeys drains.
 //!
-//! The decisions are pure and have a module each: [`lease`], [`lapse`], [`authority`], [`holdings`],
-//! the [`mandate`] that binds these, [`admission`], [`pacing`] and the moving average in [`load`]. They are given values and a
-//! [`Timestamp`](usher_shared::quantity::Timestamp) and return what is to be done. Around them
+//! The decisions are in [`usher_node_core`], which knows no runtime and no clock; the moving average of CPU is in [`load`]. Around them
 //! `floor` holds the state behind one lock, `orders` carries out what the broker says, `doors` and
 //! `connection` serve clients, `link` talks to the broker, and [`parent`] starts the whole again
 //! when it dies.
 
-pub mod admission;
 mod ask;
-pub mod authority;
 mod brokers;
 mod config;
 mod connection;
@@ -17,18 +13,12 @@ mod doors;
 mod figures;
 mod floor;
 mod handshake;
-pub mod holdings;
-pub mod lapse;
-pub mod lease;
 mod link;
 pub mod load;
-pub mod mandate;
 mod name_lock;
 mod orders;
 mod outage;
 mod outbox;
-mod outgoing;
-pub mod pacing;
 pub mod parent;
 mod post;
 mod roster;
@@ -39,8 +29,8 @@ mod watchdog;
 
 pub use brokers::{BrokerAddress, BrokerAddressError};
 pub use config::{Config, Relay};
-pub use lapse::OnLapse;
 pub use server::{Node, run};
+pub use usher_node_core::OnLapse;
 
 /// Why a node could not start or had to stop.
 #[derive(Debug, thiserror::Error)]

@@ -25,11 +25,11 @@ use usher_shared::link::{
 use usher_shared::quantity::Millicores;
 use usher_shared::template::NodeUrl;
 
-use crate::authority::Disobey;
 use crate::brokers::BrokerAddress;
 use crate::floor::Floor;
 use crate::name_lock::NameLock;
 use crate::orders::Lapsed;
+use usher_node_core::authority::Disobey;
 
 /// From the dialling to the welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
@@ -371,19 +371,12 @@ async fn converse(
                 beat_at = now + pulse.next();
             }
             () = floor.outgoing.notified() => {
-                let (answers, departures, reports) = {
+                let (due, reports) = {
                     let mut state = floor.state.lock();
-                    let answers = state.outgoing.take_answers().map_err(|_| LinkError::NotReading)?;
-                    // `released` ends a move at the broker: who left must be known there by then.
-                    let ends_a_move = answers.iter().any(|answer| matches!(answer, ToBroker::Released(_)));
-                    let departures = if ends_a_move {
-                        state.outgoing.take_reports(boottime())
-                    } else {
-                        Vec::new()
-                    };
-                    (answers, departures, state.outgoing.has_reports())
+                    let due = state.outgoing.take_due(boottime()).map_err(|_| LinkError::NotReading)?;
+                    (due, state.outgoing.has_reports())
                 };
-                for message in departures.iter().chain(&answers) {
+                for message in &due {
                     send(socket, message).await?;
                 }
                 if reports && report_at.is_none() {

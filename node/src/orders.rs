@@ -14,13 +14,13 @@ use usher_shared::link::{
 use usher_shared::quantity::Timestamp;
 use usher_shared::way::{LocationForm, split_scheme};
 
-use crate::authority::Disobey;
 use crate::floor::{Broker, Floor, State, jitter};
-use crate::holdings::{Departing, Effect};
-use crate::mandate::{Link, Unheeded};
 use crate::outbox::{Goodbye, Outbox, Speaks};
-use crate::pacing::{Slot, Who};
 use crate::send_back::Target;
+use usher_node_core::authority::Disobey;
+use usher_node_core::holdings::{Departing, Effect};
+use usher_node_core::mandate::{Link, Unheeded};
+use usher_node_core::pacing::{Slot, Who};
 
 /// Clients of a team that is elsewhere come back within this time, not all at once.
 const ELSEWHERE_MS: u64 = 2_000;

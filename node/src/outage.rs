@@ -17,9 +17,9 @@ use usher_shared::link::{EndedBy, HEARS_BROKER_PATH, HearsBroker, Peer};
 
 use crate::ask::send;
 use crate::floor::{Floor, jitter};
-use crate::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
-use crate::mandate::Link;
 use crate::outbox::Goodbye;
+use usher_node_core::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
+use usher_node_core::mandate::Link;
 use usher_shared::lease::FENCING_MS;
 
 /// How often the lease is looked at: a fifth of what fencing may take.

@@ -10,7 +10,7 @@ use usher_shared::way::{
     Asker, LocationForm, Security, Wants, Way, parameter, split_scheme, without_parameters,
 };
 
-use crate::admission::Refusal;
+use usher_node_core::admission::Refusal;
 
 /// Parameters of a node's URL that end here. `usher=1` is the client's wish and goes with it.
 const OURS: [&str; 3] = ["ticket", "from", "location"];

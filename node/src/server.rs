@@ -28,13 +28,13 @@ use crate::config::Config;
 use crate::connection::unfinished_goodbye;
 use crate::doors::{Doors, admin, probed};
 use crate::floor::{Floor, jitter, replaced_goodbye};
-use crate::lapse::OnLapse;
 use crate::link::{Introduction, keep};
 use crate::load::{EVERY, Reading, Sampler};
-use crate::mandate::Link;
 use crate::name_lock::{NameLock, NameLockError};
 use crate::outage::watch;
 use crate::outbox::{Goodbye, Swept, elapsed};
+use usher_node_core::lapse::OnLapse;
+use usher_node_core::mandate::Link;
 
 /// After its last connection a stopping node stays this long, to send on clients that hold a ticket for it.
 const LINGER: Duration = Duration::from_secs(1);

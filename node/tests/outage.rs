@@ -10,7 +10,7 @@ use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use usher_node::OnLapse;
-use usher_node::lapse::CUT_OFF_AFTER_MS;
+use usher_node_core::lapse::CUT_OFF_AFTER_MS;
 use usher_shared::frame::Control;
 use usher_shared::id::ClusterId;
 use usher_shared::link::{Peer, ToBroker, Welcome};

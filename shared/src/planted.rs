@@ -118,12 +118,18 @@ pub enum Bug {
     NamesakeAnswers,
     /// Whoever names an incarnation is believed to be that process, or its parent.
     IncarnationIsSecret,
+    /// What a client was sent on counts as no hop of a chain.
+    HopsUncounted,
+    /// A client that comes back from where its route leads is sent there again.
+    KnockNotHeard,
+    /// `released` goes out before the departures that it follows.
+    ReleasedBeforeReports,
 }
 
 impl Bug {
     /// Those that the simulator must find. The others are found by stories of `placement`, each in the file of its
     /// question: no seed comes to them in the time that a run of tests has.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 51] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -172,6 +178,9 @@ impl Bug {
         Self::OldClaimAdopted,
         Self::NewIncarnationIsProof,
         Self::IncarnationIsSecret,
+        Self::HopsUncounted,
+        Self::KnockNotHeard,
+        Self::ReleasedBeforeReports,
     ];
 }
 

@@ -80,6 +80,7 @@ mod strain;
 mod team;
 mod trust;
 mod view;
+pub mod visit;
 mod warmth;
 mod wishes;
 

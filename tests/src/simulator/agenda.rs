@@ -1,6 +1,6 @@
 //! What is going to happen, and to whom.
 
-use usher_node::lapse::Hears;
+use usher_node_core::lapse::Hears;
 use usher_placement::{Ask, ProbeOutcome, RequestId};
 use usher_shared::id::{ConnectionId, Incarnation, NodeId};
 use usher_shared::identity::Hidden;

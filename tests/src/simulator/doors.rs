@@ -1,8 +1,8 @@
 //! A client at a node's door: its ticket is checked by the real rules.
 
-use usher_node::admission::{Here, Refusal, Shown, Verdict, decide};
-use usher_node::holdings::{Opened, Tenure};
-use usher_node::mandate::Link;
+use usher_node_core::admission::{Here, Refusal, Shown, Verdict, decide};
+use usher_node_core::holdings::{Opened, Tenure};
+use usher_node_core::mandate::Link;
 use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{Arrival, EndedBy};
 use usher_shared::secret::Key;
@@ -179,13 +179,14 @@ impl World {
         process.connections += 1;
         let incarnation = process.incarnation;
         if process.mandate.holdings.opened(&team, now) == Opened::Reported {
-            process.arrived.push(Arrival {
+            let arrival = Arrival {
                 team: team.clone(),
                 epoch: claims.epoch,
                 connection,
                 from: claims.from.or(from),
                 age_ms: None,
-            });
+            };
+            process.outgoing.arrived(arrival, now);
         }
         let replaced = process.spent.spend(&claims.jti, connection, now);
         let resume = match process.mandate.holdings.tenure(&team) {

@@ -157,7 +157,7 @@ impl World {
             };
             let process = self.machines[node].process.as_ref();
             let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
-            let held = tenure == Some(usher_node::holdings::Tenure::Held(view.epoch));
+            let held = tenure == Some(usher_node_core::holdings::Tenure::Held(view.epoch));
             if !held && !self.is_nobody_better(node) && !self.just_moved(&view) {
                 self.fail(format!(
                     "L1: {owner} owns team {team} under epoch {} and has {tenure:?}",

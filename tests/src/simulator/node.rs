@@ -1,13 +1,14 @@
 //! A node's machine and the process on it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use usher_node::OnLapse;
-use usher_node::admission::SpentTickets;
-use usher_node::mandate::Mandate;
-use usher_node::pacing::Pacer;
+use usher_node_core::OnLapse;
+use usher_node_core::admission::SpentTickets;
+use usher_node_core::mandate::Mandate;
+use usher_node_core::outgoing::Outgoing;
+use usher_node_core::pacing::Pacer;
 use usher_shared::id::{ConnectionId, Incarnation, Label, NodeId, TeamId};
 use usher_shared::identity::Hidden;
-use usher_shared::link::{Arrival, Capacity, Departure, Hello, PACED_MOVES, PROTOCOL, ToBroker};
+use usher_shared::link::{Capacity, Hello, PACED_MOVES, PROTOCOL};
 use usher_shared::quantity::{Epoch, Millicores, Timestamp, Weight};
 use usher_shared::secret::{Key, MasterKey};
 use usher_shared::template::NodeUrl;
@@ -95,9 +96,8 @@ pub(super) struct Process {
     pub(super) mandate: Mandate,
     pub(super) link: Option<Dialled>,
     pub(super) backoff_ms: u64,
-    pub(super) answers: VecDeque<ToBroker>,
-    pub(super) arrived: Vec<Arrival>,
-    pub(super) left: Vec<Departure>,
+    /// What waits to be said to the broker.
+    pub(super) outgoing: Outgoing,
     pub(super) reporting: bool,
     pub(super) looking: bool,
     /// Whether it ever had a lease.
@@ -227,9 +227,7 @@ impl Process {
             mandate: Mandate::new(on_lapse),
             link: None,
             backoff_ms: 0,
-            answers: VecDeque::new(),
-            arrived: Vec::new(),
-            left: Vec::new(),
+            outgoing: Outgoing::default(),
             reporting: false,
             looking: false,
             leased: false,

@@ -212,7 +212,7 @@ impl World {
             return;
         };
         process.mandate.link_ended();
-        process.answers.clear();
+        process.outgoing.forget_answers();
         let lasted = now.since(dialled.began) > 5_000;
         self.node_closes(dialled.link);
         let backoff = self.back_off(node, lasted);
@@ -340,13 +340,13 @@ impl World {
             Ok(inventory) => inventory,
             Err(why) => {
                 self.count(match why {
-                    usher_node::authority::Disobey::TwoBrokers { .. } if which == Some(Which::Main) => {
+                    usher_node_core::authority::Disobey::TwoBrokers { .. } if which == Some(Which::Main) => {
                         "a restored broker took for a twin"
                     }
-                    usher_node::authority::Disobey::TwoBrokers { .. } => "twin refused",
-                    usher_node::authority::Disobey::Term { .. } => "lower term refused",
-                    usher_node::authority::Disobey::Cluster { .. } => "foreign cluster refused",
-                    usher_node::authority::Disobey::Lease(_) => "short lease refused",
+                    usher_node_core::authority::Disobey::TwoBrokers { .. } => "twin refused",
+                    usher_node_core::authority::Disobey::Term { .. } => "lower term refused",
+                    usher_node_core::authority::Disobey::Cluster { .. } => "foreign cluster refused",
+                    usher_node_core::authority::Disobey::Lease(_) => "short lease refused",
                 });
                 return self.link_ends(node, Some(LAST_RETRY_MS));
             }
@@ -411,6 +411,7 @@ impl World {
 
     /// Says what waits to be said.
     pub(super) fn flush(&mut self, node: usize) {
+        let now = self.local(node);
         let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
@@ -422,22 +423,16 @@ impl World {
         else {
             return;
         };
-        let answers: Vec<ToBroker> = process.answers.drain(..).collect();
-        // `released` ends a move at the broker: who left must be known there by then.
-        if answers
-            .iter()
-            .any(|answer| matches!(answer, ToBroker::Released(_)))
-        {
-            self.send_reports(node, link);
-        }
-        for answer in answers {
-            self.send_up(link, answer);
+        let Ok(due) = process.outgoing.take_due(now) else {
+            return self.link_ends(node, None);
+        };
+        for message in due {
+            self.send_up(link, message);
         }
         let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
-        let silent = process.arrived.is_empty() && process.left.is_empty();
-        if !silent && !process.reporting {
+        if process.outgoing.has_reports() && !process.reporting {
             process.reporting = true;
             self.node_soon(node, REPORT_MS, ForNode::Report);
         }
@@ -459,22 +454,12 @@ impl World {
     }
 
     fn send_reports(&mut self, node: usize, link: u64) {
+        let now = self.local(node);
         let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
-        let arrived = std::mem::take(&mut process.arrived);
-        let left = std::mem::take(&mut process.left);
-        if !arrived.is_empty() {
-            self.send_up(
-                link,
-                ToBroker::Arrived(usher_shared::link::Arrivals { connections: arrived }),
-            );
-        }
-        if !left.is_empty() {
-            self.send_up(
-                link,
-                ToBroker::Left(usher_shared::link::Departures { connections: left }),
-            );
+        for report in process.outgoing.take_reports(now) {
+            self.send_up(link, report);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What a node does: obeys, acts, and deals with the end of its lease, all as its real decisions say.
 
-use usher_node::holdings::{Departing, Effect};
-use usher_node::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
-use usher_node::mandate::Unheeded;
-use usher_node::pacing::{Slot, Who};
+use usher_node_core::holdings::{Departing, Effect};
+use usher_node_core::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
+use usher_node_core::mandate::Unheeded;
+use usher_node_core::pacing::{Slot, Who};
 use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{Departure, EndedBy, ToBroker, ToNode};
 use usher_shared::quantity::Timestamp;
@@ -73,7 +73,7 @@ impl World {
         match effect {
             Effect::Say(message) => {
                 if let Some(process) = self.machines[node].process.as_mut() {
-                    process.answers.push_back(message);
+                    process.outgoing.say(message);
                 }
             }
             Effect::Open(team) => self.open_doors(node, &team),
@@ -105,7 +105,7 @@ impl World {
 
     /// What a client is told to wait; what is told to many must differ.
     pub(super) fn jitter(&mut self, bound_ms: u64) -> u64 {
-        usher_node::pacing::jitter(bound_ms, self.dice.next())
+        usher_node_core::pacing::jitter(bound_ms, self.dice.next())
     }
 
     fn depart(&mut self, node: usize, departing: &Departing) {
@@ -245,15 +245,18 @@ impl World {
         process.connections -= 1;
         let closed = process.mandate.holdings.closed(team, now);
         if let Some(epoch) = closed.departed {
-            process.left.push(Departure {
+            let departure = Departure {
                 team: team.clone(),
                 epoch,
                 connection,
                 by,
                 age_ms: None,
-            });
+            };
+            process.outgoing.left(departure, now);
         }
-        process.answers.extend(closed.say);
+        for message in closed.say {
+            process.outgoing.say(message);
+        }
     }
 
     /// Looks at the lease when it is due, and again while it is over.
@@ -299,7 +302,7 @@ impl World {
             }
             Step::CloseAll => {
                 let bound = RETRY_MS + u64::from(connections) * 1_000 / CLOSES_PER_S;
-                let fences = self.machines[node].on_lapse == usher_node::OnLapse::Fence;
+                let fences = self.machines[node].on_lapse == usher_node_core::OnLapse::Fence;
                 if fences {
                     self.count("fenced");
                 } else {

@@ -3,7 +3,7 @@
 //! Each seed switches on a few kinds of faults and leaves the others out (swarm testing: Groce and
 //! others, 2012), because a mix of everything at once never gets as deep into any one of them.
 
-use usher_node::OnLapse;
+use usher_node_core::OnLapse;
 
 use super::clock::Real;
 use super::dice::Dice;

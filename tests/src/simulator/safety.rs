@@ -1,8 +1,8 @@
 //! What must hold after every step, of what nodes may do.
 
-use usher_node::OnLapse;
-use usher_node::admission::Verdict;
-use usher_node::lapse::{CLOSES_PER_S, CUT_OFF_AFTER_MS};
+use usher_node_core::OnLapse;
+use usher_node_core::admission::Verdict;
+use usher_node_core::lapse::{CLOSES_PER_S, CUT_OFF_AFTER_MS};
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::lease::{FENCING_MS, dead_after_ms};
 use usher_shared::link::ToNode;
@@ -187,7 +187,7 @@ impl World {
         };
         let mut back = None;
         for team in &self.teams {
-            let usher_node::holdings::Tenure::Held(epoch) = process.mandate.holdings.tenure(team) else {
+            let usher_node_core::holdings::Tenure::Held(epoch) = process.mandate.holdings.tenure(team) else {
                 continue;
             };
             let highest = process.highest.entry(team.clone()).or_insert(epoch);
@@ -212,7 +212,7 @@ impl World {
             && running
             && process.connections > 0
             && process.mandate.remaining_ms(self.local(node)) == 0
-            && process.mandate.link() == usher_node::mandate::Link::Down
+            && process.mandate.link() == usher_node_core::mandate::Link::Down
         {
             let connections = process.connections;
             self.fail(format!(
@@ -230,7 +230,7 @@ impl World {
             return;
         }
         let long_ago = self.local(node).minus(FENCING_MS + LOOK_MS);
-        if process.mandate.contact(long_ago) == usher_node::admission::Contact::Fenced {
+        if process.mandate.contact(long_ago) == usher_node_core::admission::Contact::Fenced {
             self.fail(format!(
                 "fence: node {node} is frozen, has no lease, and was not ended"
             ));
@@ -339,7 +339,7 @@ impl World {
         let held = process.mandate.holdings.tenure(&claims.sub);
         let fenced =
             process.mandate.remaining_ms(self.local(node)) == 0 && machine.on_lapse == OnLapse::Fence;
-        if held != usher_node::holdings::Tenure::Held(claims.epoch) {
+        if held != usher_node_core::holdings::Tenure::Held(claims.epoch) {
             self.fail(format!(
                 "S11: node {node} admits under epoch {}, and has {held:?}",
                 claims.epoch

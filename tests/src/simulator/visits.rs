@@ -1,27 +1,15 @@
 //! A client at the broker: answered from the route table, or by the core, with a ticket for its node.
 //! The rules are those of the broker's redirects.
 
-use usher_placement::{Ask, Event, Knock, RequestId};
+use usher_placement::visit::{self, Direction, Lead, Returning};
+use usher_placement::{Ask, Event, RequestId};
 use usher_shared::id::{ConnectionId, NodeId};
 use usher_shared::quantity::Epoch;
-use usher_shared::ticket::{self, Age, Claims, LIFE_S, MAX_HOPS, Scope};
+use usher_shared::ticket::{self, Claims, LIFE_S, Scope};
 
 use super::agenda::{ForClient, Which};
 use super::broker::{Asker, KID, Reply};
 use super::world::World;
-
-/// A ticket that opened nothing and comes back sooner than this after it was issued is a hop of one chain.
-const CHAIN_S: u64 = 10;
-/// For this long after its end a ticket still tells where its bearer was.
-const REMEMBERED_S: u64 = 600;
-
-/// What an old ticket tells.
-struct Returning {
-    hop: u8,
-    chain_left_ms: u64,
-    from: Option<ConnectionId>,
-    knock: Knock,
-}
 
 impl World {
     pub(super) fn visit(
@@ -34,32 +22,38 @@ impl World {
         let now_s = self.broker_wall_ms() / 1_000;
         let team = self.teams[self.clients[client].team].clone();
         let returning = ticket.and_then(|text| self.returning(client, text, had, now_s));
-        let (mut hop, mut from, mut knock) = (0, had, None);
-        if let Some(returning) = returning {
-            if returning.hop >= MAX_HOPS {
+        let (hop, from) = returning
+            .as_ref()
+            .map_or((0, had), |returning| (returning.hop, returning.from));
+        let Some(broker) = &self.main else { return };
+        let route = broker.routes.get(&team).cloned();
+        let entry = route.as_ref().and_then(|route| broker.entries.get(&route.node));
+        let lead = route.as_ref().zip(entry).map(|(route, entry)| Lead {
+            node: &route.node,
+            incarnation: entry.incarnation,
+            epoch: route.epoch,
+            direct: entry.direct,
+        });
+        let direction = visit::direct(lead.as_ref(), returning.as_ref());
+        let came_back = returning
+            .as_ref()
+            .zip(lead)
+            .is_some_and(|(returning, lead)| returning.was_at(&lead));
+        match (direction, &route) {
+            (Direction::Circle { retry_ms }, _) => {
                 self.count("hop limit hit");
-                let after_ms = returning.chain_left_ms + self.dice.within(500, 1_000);
+                let after_ms = retry_ms + self.dice.within(500, 1_000);
                 return self.client_told(client, serial, ForClient::Later { after_ms });
             }
-            let knocked = returning.knock;
-            if self.is_at(&team, &knocked) {
-                self.came_back(&knocked.node, client);
+            (Direction::Straight, Some(route)) => {
+                return self.send_on(client, serial, (hop, from), &route.node, route.epoch);
             }
-            (hop, from, knock) = (returning.hop, had.or(returning.from), Some(knocked));
+            _ => {}
         }
-        let Some(broker) = &self.main else { return };
-        if let Some(route) = broker.routes.get(&team)
-            && let Some(entry) = broker.entries.get(&route.node)
-            && entry.direct
-            && !knock.as_ref().is_some_and(|knock| {
-                knock.node == route.node
-                    && knock.incarnation == entry.incarnation
-                    && knock.epoch == route.epoch
-            })
-        {
-            let (node, epoch) = (route.node.clone(), route.epoch);
-            return self.send_on(client, serial, (hop, from), &node, epoch);
+        if let Some(returning) = returning.as_ref().filter(|_| came_back) {
+            self.came_back(&returning.knock.node, client);
         }
+        let knock = returning.map(|returning| returning.knock);
         self.last_request += 1;
         let request = RequestId(self.last_request);
         let asker = Asker::Client {
@@ -78,17 +72,6 @@ impl World {
             knock,
         };
         self.tell(Which::Main, Event::Request { request, ask });
-    }
-
-    /// Whether a ticket is for the process that the team's route leads to.
-    fn is_at(&self, team: &usher_shared::id::TeamId, knock: &Knock) -> bool {
-        let Some(broker) = &self.main else { return false };
-        let route = broker.routes.get(team);
-        route.is_some_and(|route| route.node == knock.node && route.epoch == knock.epoch)
-            && broker
-                .entries
-                .get(&knock.node)
-                .is_some_and(|entry| entry.incarnation == knock.incarnation)
     }
 
     pub(super) fn answered(&mut self, reply: Reply) {
@@ -184,28 +167,12 @@ impl World {
         let node = self.node_named(&ticket::peek_node(text)?)?;
         let key = &self.machines[node].key;
         let (claims, age) = ticket::verify(text, now_s, |kid| (kid == KID).then_some(key)).ok()?;
-        let remembered = age == Age::Fresh || now_s <= claims.exp.saturating_add(REMEMBERED_S);
-        if claims.sub != self.teams[self.clients[client].team] || !remembered {
-            return None;
-        }
-        let age_s = now_s.saturating_sub(claims.iat);
-        let named = claims.jti.parse().ok();
-        let opened = named.is_some() && had == named;
-        let entry = self
+        let today = self
             .main
             .as_ref()
-            .and_then(|broker| broker.entries.get(&claims.aud));
-        let earlier_process = entry.is_some_and(|entry| entry.incarnation != claims.inc);
-        let chained = age_s < CHAIN_S && !opened && !earlier_process;
-        Some(Returning {
-            hop: if chained { claims.hop.saturating_add(1) } else { 0 },
-            chain_left_ms: CHAIN_S.saturating_sub(age_s) * 1_000,
-            from: claims.from.filter(|_| chained).or(named),
-            knock: Knock {
-                node: claims.aud,
-                incarnation: claims.inc,
-                epoch: claims.epoch,
-            },
-        })
+            .and_then(|broker| broker.entries.get(&claims.aud))
+            .map(|entry| entry.incarnation);
+        let team = &self.teams[self.clients[client].team];
+        Returning::of((claims, age), team, had, today, now_s)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use usher_shared::link::{Arrival, Arrivals, Departure, Departures, MAX_LIST, Missed, TeamMissed, ToBroker};
+use usher_shared::planted::{self, Bug};
 use usher_shared::quantity::Timestamp;
 
 /// Answers that wait. A broker that is further behind is left and met again: the inventory says
@@ -12,7 +13,7 @@ const MAX_REPORTS: usize = 4 * MAX_LIST;
 
 /// What waits to be said to the broker.
 #[derive(Debug, Default)]
-pub(crate) struct Outgoing {
+pub struct Outgoing {
     answers: VecDeque<ToBroker>,
     /// With when they came and went: the broker is told how long ago that was.
     arrived: VecDeque<(Arrival, Timestamp)>,
@@ -22,48 +23,63 @@ pub(crate) struct Outgoing {
 
 /// The broker does not take its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Overfull;
+pub struct Overfull;
 
 impl Outgoing {
     /// An answer, to be sent at once.
-    pub(crate) fn say(&mut self, message: ToBroker) {
+    pub fn say(&mut self, message: ToBroker) {
         if self.answers.len() <= MAX_ANSWERS {
             self.answers.push_back(message);
         }
     }
 
     /// An arrival, to be sent with others; returns how many were dropped for it.
-    pub(crate) fn arrived(&mut self, arrival: Arrival, now: Timestamp) -> u64 {
+    pub fn arrived(&mut self, arrival: Arrival, now: Timestamp) -> u64 {
         bounded(&mut self.arrived, (arrival, now))
     }
 
     /// A departure, to be sent with others; returns how many were dropped for it.
-    pub(crate) fn left(&mut self, departure: Departure, now: Timestamp) -> u64 {
+    pub fn left(&mut self, departure: Departure, now: Timestamp) -> u64 {
         bounded(&mut self.left, (departure, now))
     }
 
     /// Frames that members of a team on its way did not get, to be sent with the others; returns how many
     /// such entries were dropped for it.
-    pub(crate) fn missed(&mut self, missed: TeamMissed) -> u64 {
+    pub fn missed(&mut self, missed: TeamMissed) -> u64 {
         bounded(&mut self.missed, missed)
     }
 
-    /// The answers, in order.
-    pub(crate) fn take_answers(&mut self) -> Result<VecDeque<ToBroker>, Overfull> {
+    /// What is to be sent at once, in its order.
+    ///
+    /// # Errors
+    /// [`Overfull`] when more waited than may: the link is to be begun anew.
+    pub fn take_due(&mut self, now: Timestamp) -> Result<Vec<ToBroker>, Overfull> {
         if self.answers.len() > MAX_ANSWERS {
             self.answers = VecDeque::new();
             return Err(Overfull);
         }
-        Ok(std::mem::take(&mut self.answers))
+        let answers = std::mem::take(&mut self.answers);
+        // `released` ends a move at the broker: who left must be known there by then.
+        let ends_a_move = answers
+            .iter()
+            .any(|answer| matches!(answer, ToBroker::Released(_)));
+        let mut due = if ends_a_move && !planted::is(Bug::ReleasedBeforeReports) {
+            self.take_reports(now)
+        } else {
+            Vec::new()
+        };
+        due.extend(answers);
+        Ok(due)
     }
 
     /// Whether reports wait.
-    pub(crate) fn has_reports(&self) -> bool {
+    #[must_use]
+    pub fn has_reports(&self) -> bool {
         !self.arrived.is_empty() || !self.left.is_empty() || !self.missed.is_empty()
     }
 
     /// The reports, in messages of a bounded size.
-    pub(crate) fn take_reports(&mut self, now: Timestamp) -> Vec<ToBroker> {
+    pub fn take_reports(&mut self, now: Timestamp) -> Vec<ToBroker> {
         let arrived = std::mem::take(&mut self.arrived).into_iter();
         let arrived = arrived.map(|(arrival, at)| Arrival {
             age_ms: Some(now.since(at)),
@@ -82,7 +98,7 @@ impl Outgoing {
     }
 
     /// Forgets the answers of a link that is gone: the broker asks again for what it still needs.
-    pub(crate) fn forget_answers(&mut self) {
+    pub fn forget_answers(&mut self) {
         self.answers = VecDeque::new();
     }
 }
@@ -108,7 +124,12 @@ fn pages<T>(items: impl Iterator<Item = T>) -> impl Iterator<Item = Vec<T>> {
 mod tests {
     use super::*;
     use usher_shared::id::{ConnectionId, Incarnation};
+    use usher_shared::link::TeamEpoch;
     use usher_shared::quantity::Epoch;
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
 
     fn arrival(serial: u64) -> Arrival {
         Arrival {
@@ -123,7 +144,6 @@ mod tests {
     #[test]
     fn reports_go_in_bounded_pages_and_the_oldest_are_dropped() {
         let mut outgoing = Outgoing::default();
-        let at = Timestamp::from_millis;
         let dropped: u64 = (0..10_000)
             .map(|serial| outgoing.arrived(arrival(serial), at(1_000)))
             .sum();
@@ -143,12 +163,32 @@ mod tests {
     }
 
     #[test]
+    fn who_left_is_told_before_the_word_that_ends_the_move() {
+        let held = || TeamEpoch {
+            team: "T1".parse().unwrap(),
+            epoch: Epoch::new(1).unwrap(),
+        };
+        let mut outgoing = Outgoing::default();
+        outgoing.arrived(arrival(1), at(1_000));
+        outgoing.say(ToBroker::Yielded(held()));
+        assert_eq!(outgoing.take_due(at(1_010)), Ok(vec![ToBroker::Yielded(held())]));
+        assert!(outgoing.has_reports(), "reports wait for their turn");
+        outgoing.say(ToBroker::Released(held()));
+        let due = outgoing.take_due(at(1_020)).unwrap();
+        assert!(
+            matches!(due.as_slice(), [ToBroker::Arrived(_), ToBroker::Released(_)]),
+            "{due:?}"
+        );
+        assert!(!outgoing.has_reports());
+    }
+
+    #[test]
     fn a_broker_that_takes_no_answers_is_told_apart() {
         let mut outgoing = Outgoing::default();
         for _ in 0..=MAX_ANSWERS {
             outgoing.say(ToBroker::Unknown);
         }
-        assert_eq!(outgoing.take_answers(), Err(Overfull));
-        assert_eq!(outgoing.take_answers().map(|answers| answers.len()), Ok(0));
+        assert_eq!(outgoing.take_due(at(0)), Err(Overfull));
+        assert_eq!(outgoing.take_due(at(0)).map(|answers| answers.len()), Ok(0));
     }
 }
