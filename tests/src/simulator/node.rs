@@ -123,6 +123,8 @@ pub(super) struct Process {
     pub(super) stopping: Option<Timestamp>,
     /// For the checks: by team, the last link and epoch that a broker named it with on it.
     pub(super) named: BTreeMap<TeamId, (u64, Epoch)>,
+    /// For the checks: what it has said on its link that nothing is left of.
+    pub(super) released: BTreeSet<(TeamId, Epoch)>,
     /// For the checks: the highest epoch ever held, by team.
     pub(super) highest: BTreeMap<TeamId, Epoch>,
     /// For the checks: for which teams it could act when it was last looked at.
@@ -247,11 +249,20 @@ impl Process {
             still: None,
             stopping: None,
             named: BTreeMap::new(),
+            released: BTreeSet::new(),
             highest: BTreeMap::new(),
             acting: vec![None; teams],
             peers_hear_since: None,
             cut_off: false,
             cut_off_closes: VecDeque::new(),
+        }
+    }
+
+    /// A broker has named a team on a link. A late copy of an earlier word takes nothing back.
+    pub(super) fn note_named(&mut self, team: &TeamId, link: u64, epoch: Epoch) {
+        let known = self.named.get(team);
+        if !known.is_some_and(|(on, highest)| *on == link && *highest > epoch) {
+            self.named.insert(team.clone(), (link, epoch));
         }
     }
 

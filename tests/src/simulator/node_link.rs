@@ -213,6 +213,7 @@ impl World {
         };
         process.mandate.link_ended();
         process.outgoing.forget_answers();
+        process.released.clear();
         let lasted = now.since(dialled.began) > 5_000;
         self.node_closes(dialled.link);
         let backoff = self.back_off(node, lasted);
@@ -427,6 +428,7 @@ impl World {
             return self.link_ends(node, None);
         };
         for message in due {
+            self.check_report_order(node, &message);
             self.send_up(link, message);
         }
         let Some(process) = self.machines[node].process.as_mut() else {
@@ -459,6 +461,7 @@ impl World {
             return;
         };
         for report in process.outgoing.take_reports(now) {
+            self.check_report_order(node, &report);
             self.send_up(link, report);
         }
     }

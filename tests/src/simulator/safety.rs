@@ -5,7 +5,7 @@ use usher_node_core::admission::Verdict;
 use usher_node_core::lapse::{CLOSES_PER_S, CUT_OFF_AFTER_MS};
 use usher_shared::id::{NodeId, TeamId};
 use usher_shared::lease::{FENCING_MS, dead_after_ms};
-use usher_shared::link::ToNode;
+use usher_shared::link::{ToBroker, ToNode};
 use usher_shared::quantity::Epoch;
 use usher_shared::ticket::{Age, Claims, Scope};
 
@@ -166,13 +166,11 @@ impl World {
                 }
             }
             ToNode::Activate(activate) => {
-                process
-                    .named
-                    .insert(activate.team.clone(), (link, activate.epoch));
+                process.note_named(&activate.team, link, activate.epoch);
             }
             ToNode::Confirm(confirm) => {
                 for named in &confirm.teams {
-                    process.named.insert(named.team.clone(), (link, named.epoch));
+                    process.note_named(&named.team, link, named.epoch);
                 }
             }
             _ => {}
@@ -423,5 +421,31 @@ impl World {
 
     fn deadlines_pass(&self, source: &NodeId) -> bool {
         self.hurried.get(source).is_some_and(|until| self.now >= *until)
+    }
+
+    /// Who left is told before the word that nothing is left: it ends the move at the broker.
+    pub(super) fn check_report_order(&mut self, node: usize, message: &ToBroker) {
+        let Some(process) = self.machines[node].process.as_mut() else {
+            return;
+        };
+        match message {
+            ToBroker::Released(held) => {
+                process.released.insert((held.team.clone(), held.epoch));
+            }
+            ToBroker::Left(departures) => {
+                let late = departures
+                    .connections
+                    .iter()
+                    .find(|left| process.released.contains(&(left.team.clone(), left.epoch)));
+                if let Some(late) = late {
+                    let what = format!(
+                        "S24: node {node} tells of a departure of {} under epoch {} after it had released it",
+                        late.team, late.epoch
+                    );
+                    self.fail(what);
+                }
+            }
+            _ => {}
+        }
     }
 }

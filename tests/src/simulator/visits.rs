@@ -45,6 +45,13 @@ impl World {
                 let after_ms = retry_ms + self.dice.within(500, 1_000);
                 return self.client_told(client, serial, ForClient::Later { after_ms });
             }
+            (Direction::Straight, Some(route)) if came_back => {
+                let what = format!(
+                    "S25: client {client} came back from {} under epoch {} and was sent there again without a look",
+                    route.node, route.epoch
+                );
+                return self.fail(what);
+            }
             (Direction::Straight, Some(route)) => {
                 return self.send_on(client, serial, (hop, from), &route.node, route.epoch);
             }
