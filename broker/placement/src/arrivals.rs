@@ -5,9 +5,9 @@
 //! on by another operation arrives under that one's epoch; it still belongs to the one by which it left.
 
 use std::collections::BTreeMap;
-use usher_shared::id::{NodeId, OperationId};
+use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::link::{Arrival, Arrivals, Departures, EndedBy, Missed};
-use usher_shared::quantity::Timestamp;
+use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::rest::OperationKind;
 
 use crate::core::Core;
@@ -36,11 +36,56 @@ impl Core {
         }
     }
 
+    /// A team has a new owner by an operation: from now on what it reports counts there. Of one that is over for
+    /// good the figures stay as they are.
+    pub(crate) fn count_moved(&mut self, id: &OperationId, team: &TeamId, epoch: Epoch) {
+        if let Some(operation) = self.operations.get_mut(id).filter(|known| !known.is_settled()) {
+            operation.moved.insert(team.clone(), epoch);
+            self.movers.add(team, id);
+        }
+    }
+
+    /// The operations that moved a team and count for it.
+    pub(crate) fn movers_of(&self, team: &TeamId) -> impl Iterator<Item = &Operation> {
+        self.movers
+            .of(team)
+            .iter()
+            .filter_map(|id| self.operations.get(id))
+    }
+
+    /// The operation that moved a team under this very epoch.
+    fn mover(&mut self, team: &TeamId, epoch: Epoch) -> Option<&mut Operation> {
+        let by_it = |id: &&OperationId| {
+            let known = self.operations.get(*id);
+            known.is_some_and(|known| known.moved.get(team) == Some(&epoch))
+        };
+        let id = self.movers.of(team).iter().find(by_it)?;
+        self.operations.get_mut(id)
+    }
+
+    /// Drops what an operation needed to count, once it has ended and the last of its teams has left.
+    pub(crate) fn forget_ended(&mut self, id: &OperationId, now: Timestamp) {
+        let over = |known: &Operation| !known.is_running() && known.leaving.is_empty();
+        if self.operations.get(id).is_some_and(over) {
+            if let Some(operation) = self.operations.get_mut(id) {
+                operation.settle_figures(now);
+            }
+            self.forget_moved(id);
+        }
+    }
+
+    /// The operation counts for no team any more.
+    pub(crate) fn forget_moved(&mut self, id: &OperationId) {
+        if let Some(operation) = self.operations.get_mut(id) {
+            let moved = std::mem::take(&mut operation.moved);
+            self.movers.forget(id, moved.keys());
+        }
+    }
+
     /// The operation by which this connection had left.
     fn left_by(&self, arrival: &Arrival) -> Option<OperationId> {
         let running = || {
-            self.operations
-                .values()
+            self.movers_of(&arrival.team)
                 .filter(|operation| operation.is_running())
         };
         if let Some(from) = arrival.from
@@ -80,12 +125,13 @@ impl Core {
                 .get(&departure.team)
                 .and_then(|team| self.nodes.get(&team.owner.as_ref()?.node))
                 .is_some_and(|node| node.reports);
-            let ours = self.operations.values_mut().find(|operation| {
-                operation.moved.get(&departure.team) == Some(&departure.epoch)
-                    // A dead process reports nothing: what its name says now is of another one.
-                    && (operation.kind != OperationKind::Failover || operation.died.is_none())
-            });
-            let Some(operation) = ours.filter(|operation| operation.node == id) else {
+            // A dead process reports nothing: what its name says now is of another one.
+            let may_report = |operation: &&mut Operation| {
+                let of_dead = operation.kind == OperationKind::Failover && operation.died.is_some();
+                operation.node == id && !of_dead
+            };
+            let ours = self.mover(&departure.team, departure.epoch);
+            let Some(operation) = ours.filter(may_report) else {
                 continue;
             };
             *ended.entry(departure.by).or_default() += 1;
@@ -106,11 +152,7 @@ impl Core {
             return;
         }
         for entry in &missed.teams {
-            let ours = self
-                .operations
-                .values_mut()
-                .find(|operation| operation.moved.get(&entry.team) == Some(&entry.epoch));
-            if let Some(operation) = ours {
+            if let Some(operation) = self.mover(&entry.team, entry.epoch) {
                 operation.add_missed(entry.deliveries);
             }
         }

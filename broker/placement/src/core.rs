@@ -16,6 +16,7 @@ use crate::event::{Event, LinkId, RequestId};
 use crate::history::History;
 use crate::identity::Former;
 use crate::liveness::Mode;
+use crate::movers::Movers;
 use crate::names::NewNames;
 use crate::node::{Intent, Node, Seen};
 use crate::notice::Notice;
@@ -75,6 +76,8 @@ pub struct Core {
     /// Ended ones, oldest first.
     pub(crate) ended_operations: VecDeque<OperationId>,
     pub(crate) operations_begun: u64,
+    /// Which operations have moved a team: the other way round of what each of them keeps.
+    pub(crate) movers: Movers,
     /// Who is answered once the connections of an operation's teams are counted.
     pub(crate) awaiting_count: Vec<(RequestId, OperationId)>,
     pub(crate) index: Index,
@@ -146,6 +149,7 @@ impl Core {
             operations: BTreeMap::new(),
             ended_operations: VecDeque::new(),
             operations_begun: 0,
+            movers: Movers::default(),
             awaiting_count: Vec::new(),
             index: Index::default(),
             pool: Pool::default(),
@@ -221,12 +225,12 @@ impl Core {
         if planted::is(Bug::RestartForgetsMoves) || team.owner.is_none() {
             return;
         }
-        let operation = team.moved_by.as_ref();
-        if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(operation))
+        let Some(known) = &team.moved_by else { return };
+        if let Some(operation) = self.operations.get_mut(known)
             && operation.is_running()
         {
             operation.chosen.remove(id);
-            operation.moved.insert(id.clone(), team.epoch);
+            self.count_moved(known, id, team.epoch);
         }
     }
 
@@ -295,20 +299,50 @@ impl Core {
         self.commands.pop_front()
     }
 
-    /// When to call [`Core::handle_deadline`] at the latest.
+    /// When to call [`Core::handle_deadline`] at the latest. O(1): the loop asks twice each turn.
     #[must_use]
     pub fn next_deadline(&self) -> Timestamp {
+        if cfg!(debug_assertions) {
+            self.assert_counts();
+        }
         let going_on = !self.unplaced.is_empty()
             || !self.activating.is_empty()
             || !self.activating_at.is_empty()
             || !self.deadlines.is_empty()
-            || self.operations.values().any(Operation::is_running)
-            || self
-                .nodes
-                .values()
-                .any(|node| matches!(node.seen, Seen::Unlinked { .. }));
+            || self.running() > 0
+            || !self.index.unlinked.is_empty();
         let step = if going_on { STEP_MS } else { IDLE_STEP_MS };
         self.last_step.plus(step).min(self.last_tick.plus(TICK_MS))
+    }
+
+    /// How many operations are going on.
+    pub(crate) fn running(&self) -> usize {
+        self.operations.len().saturating_sub(self.ended_operations.len())
+    }
+
+    /// What is kept to save a walk over nodes, operations and moves is what the walk would find.
+    fn assert_counts(&self) {
+        let running = self.operations.values().filter(|known| known.is_running());
+        assert_eq!(self.running(), running.count(), "running operations");
+        let unlinked = self.nodes.values().filter(|node| node.is_unlinked());
+        assert!(
+            unlinked.map(Node::id).eq(&self.index.unlinked),
+            "nodes without a link: {:?} are kept",
+            self.index.unlinked
+        );
+        let mut moved = 0;
+        for operation in self.operations.values() {
+            for team in operation.moved.keys() {
+                moved += 1;
+                let known = self.movers.of(team);
+                assert!(
+                    known.contains(&operation.id),
+                    "{team}, moved by {}: {known:?}",
+                    operation.id
+                );
+            }
+        }
+        assert_eq!(self.movers.pairs(), moved, "teams that were moved");
     }
 
     /// Does what is due: notices silence and death, moves what is being drained, places what waits,

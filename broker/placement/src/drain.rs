@@ -127,14 +127,7 @@ impl Core {
         node: &NodeId,
         now: Timestamp,
     ) -> OperationId {
-        self.operations_begun += 1;
-        // The term makes it unique over restarts.
-        let text = format!("{}-{}-{}", kind.as_str(), self.term, self.operations_begun);
-        let id: OperationId = match text.parse() {
-            Ok(id) => id,
-            // Letters, digits and dashes of at most 44 bytes always parse.
-            Err(_) => unreachable!("an operation id is made of a word and two numbers"),
-        };
+        let id = self.new_operation_id(kind);
         let wall_ms = self.wall_ms(now);
         let operation = Operation::new(id.clone(), kind, node.clone(), now, wall_ms);
         self.operations.insert(id.clone(), operation);
@@ -144,6 +137,20 @@ impl Core {
             node: node.clone(),
         });
         id
+    }
+
+    /// The term makes it unique over restarts, unless two brokers run on copies of one store.
+    fn new_operation_id(&mut self, kind: OperationKind) -> OperationId {
+        loop {
+            self.operations_begun += 1;
+            let text = format!("{}-{}-{}", kind.as_str(), self.term, self.operations_begun);
+            match text.parse() {
+                Ok(id) if self.operations.contains_key(&id) => {}
+                Ok(id) => return id,
+                // Letters, digits and dashes of at most 44 bytes always parse.
+                Err(_) => unreachable!("an operation id is made of a word and two numbers"),
+            }
+        }
     }
 
     /// Whether the rest of the pool could hold what this node has.
@@ -312,7 +319,7 @@ impl Core {
         detail: String,
         now: Timestamp,
     ) {
-        let Some(operation) = self.operations.get_mut(id) else {
+        let Some(operation) = self.operations.get_mut(id).filter(|known| known.is_running()) else {
             return;
         };
         let preparing: Vec<TeamId> = std::mem::take(&mut operation.preparing).into_iter().collect();
@@ -347,8 +354,10 @@ impl Core {
         }
         self.write_operation(id, now);
         self.ended_operations.push_back(id.clone());
+        self.forget_ended(id, now);
         while self.ended_operations.len() > self.settings.operations {
             if let Some(oldest) = self.ended_operations.pop_front() {
+                self.forget_moved(&oldest);
                 self.operations.remove(&oldest);
                 self.write(Record::Operation(oldest, None));
             }

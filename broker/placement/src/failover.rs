@@ -154,10 +154,11 @@ impl Core {
             && operation.is_running()
             && operation.chosen.remove(id)
         {
-            operation.moved.insert(id.clone(), epoch);
             operation.touched = now;
             operation.placed_at = now;
             operation.unwritten = true;
+            let operation = operation.id.clone();
+            self.count_moved(&operation, id, epoch);
         }
     }
 

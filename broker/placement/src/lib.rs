@@ -59,6 +59,7 @@ mod history;
 mod identity;
 mod link;
 mod liveness;
+mod movers;
 mod moving;
 mod names;
 mod node;

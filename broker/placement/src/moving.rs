@@ -174,12 +174,13 @@ impl Core {
         if let Some(operation) = operation.and_then(|operation| self.operations.get_mut(operation)) {
             operation.chosen.remove(id);
             operation.leaving.insert(id.clone());
-            operation.moved.insert(id.clone(), decision.epoch);
             operation.touched = now;
             operation.placed_at = now;
             operation.unwritten = true;
             let cost = operation.cost_milli(id, mean_milli);
             operation.charge(id, cost);
+            let operation = operation.id.clone();
+            self.count_moved(&operation, id, decision.epoch);
         }
         self.own(id, target.clone());
         self.write_team(id);
@@ -323,6 +324,8 @@ impl Core {
             }
             operation.touched = now;
             operation.unwritten = true;
+            let operation = operation.id.clone();
+            self.forget_ended(&operation, now);
         }
         self.notice(Notice::Moved { cause, outcome });
     }

@@ -322,6 +322,11 @@ impl Node {
         matches!(self.seen, Seen::Linked { .. })
     }
 
+    /// Whether its link is closed, and it may live on.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        matches!(self.seen, Seen::Unlinked { .. })
+    }
+
     /// Whether it is linked and reports in time.
     pub(crate) fn is_heard(&self) -> bool {
         matches!(

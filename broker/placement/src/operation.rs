@@ -92,8 +92,8 @@ pub(crate) struct Operation {
     /// When its progress was last written, and whether there is more since.
     pub(crate) written: Timestamp,
     pub(crate) unwritten: bool,
-    /// Figures of a finished operation that was read from the store.
-    stored: Option<OperationView>,
+    /// Figures of an operation that is over for good.
+    settled: Option<OperationView>,
 }
 
 /// A moment, and how far it may be off.
@@ -187,7 +187,7 @@ impl Operation {
             touched: now,
             written: now,
             unwritten: false,
-            stored: None,
+            settled: None,
         }
     }
 
@@ -231,7 +231,7 @@ impl Operation {
         });
         if view.state != OperationState::Running {
             operation.ended = Some(began.plus(view.elapsed_ms));
-            operation.stored = Some(view);
+            operation.settle_on(view);
         }
         operation
     }
@@ -257,6 +257,33 @@ impl Operation {
 
     pub(crate) fn is_running(&self) -> bool {
         self.state == OperationState::Running
+    }
+
+    /// Whether it is over for good: its figures are final, and what they were made of is gone.
+    pub(crate) const fn is_settled(&self) -> bool {
+        self.settled.is_some()
+    }
+
+    /// It is over for good. What stays is what an operator sees of it: a hundred ended ones are kept, and each
+    /// had up to 200,000 connections to tell apart.
+    pub(crate) fn settle_figures(&mut self, now: Timestamp) {
+        if !self.is_settled() {
+            self.settle_on(self.view(now));
+        }
+    }
+
+    fn settle_on(&mut self, view: OperationView) {
+        self.settled = Some(view);
+        self.chosen = BTreeSet::new();
+        self.counted = BTreeMap::new();
+        self.going = BTreeMap::new();
+        self.away = BTreeMap::new();
+        self.returns = Returns::default();
+        self.shown = BTreeMap::new();
+        self.departed = BTreeMap::new();
+        self.succeeded = BTreeMap::new();
+        self.gaps = Gaps::default();
+        self.kept = Vec::new();
     }
 
     pub(crate) const fn cause(&self) -> Cause {
@@ -453,8 +480,8 @@ impl Operation {
 
     /// What an operator sees of it.
     pub(crate) fn view(&self, now: Timestamp) -> OperationView {
-        if let Some(stored) = &self.stored {
-            return stored.clone();
+        if let Some(settled) = &self.settled {
+            return settled.clone();
         }
         let count = |length: usize| u32::try_from(length).unwrap_or(u32::MAX);
         let teams = self.teams.max(count(self.moved.len()));

@@ -137,3 +137,41 @@ fn a_running_operation_keeps_its_counts_and_gaps_over_a_restart() {
     );
     assert_eq!((view.gap_max_ms, view.deliveries_missed), (Some(20), Some(3)));
 }
+
+#[test]
+fn an_operation_that_is_over_keeps_its_report_and_nothing_of_what_that_was_made_of() {
+    let mut drain = operation();
+    drain.has_counts = true;
+    drain.connections = 600;
+    for serial in 0..600 {
+        let name: TeamId = format!("T{serial}").parse().unwrap();
+        let one = ConnectionId::new(Incarnation::from_bits(1), serial);
+        let at = ms(2_000 + serial);
+        drain.counted.insert(name.clone(), 1);
+        drain.charge(&name, 1_000);
+        // A third left and was not seen again, a third arrived first, a third was matched.
+        if serial % 3 != 1 {
+            drain.departed(&name, one, At::of(Some(0), at), true, at);
+        }
+        if serial % 3 != 0 {
+            drain.arrived(&name, Some(one), &target(), At::of(Some(0), at.plus(serial)), at);
+        }
+    }
+    drain.chosen.insert(team());
+    drain.keep(&[team()]);
+    drain.state = OperationState::Cancelled;
+    drain.ended = Some(ms(5_000));
+    let report = drain.view(ms(5_000));
+    assert_eq!((report.connections_matched, report.teams_kept), (200, 1));
+    let kept = |drain: &Operation| {
+        let by_team = drain.counted.len() + drain.going.len() + drain.away.len() + drain.chosen.len();
+        let by_connection = drain.departed.len() + drain.succeeded.len() + drain.gaps.stored().len();
+        by_team + by_connection + drain.shown.len() + drain.kept.len()
+    };
+    assert!(kept(&drain) > 1_600, "{}", kept(&drain));
+    drain.settle_figures(ms(5_000));
+    assert_eq!((kept(&drain), drain.view(ms(9_000))), (0, report.clone()));
+    // Once is for good.
+    drain.settle_figures(ms(9_000));
+    assert_eq!(drain.view(ms(9_000)), report);
+}

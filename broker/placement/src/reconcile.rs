@@ -411,8 +411,7 @@ impl Core {
 
     /// Whether an operation that is going on counts the team's arrivals.
     fn arrivals_of(&self, id: &TeamId) -> Arrivals {
-        let counted = |operation: &Operation| operation.is_running() && operation.moved.contains_key(id);
-        if self.operations.values().any(counted) {
+        if self.movers_of(id).any(Operation::is_running) {
             Arrivals::Reported
         } else {
             Arrivals::Unreported

@@ -91,12 +91,17 @@ pub(crate) struct Index {
     pub(crate) order: BTreeSet<Score>,
     pub(crate) gated: BTreeMap<NodeId, Gate>,
     pub(crate) gate_counts: BTreeMap<Gate, u32>,
+    /// Nodes whose link is closed: while there are any, time counts more finely.
+    pub(crate) unlinked: BTreeSet<NodeId>,
 }
 
 impl Index {
     /// Puts a node where it belongs now. O(log nodes).
     pub(crate) fn put(&mut self, node: &mut Node, pool: &Pool, settings: &Settings) {
         self.take(node);
+        if node.is_unlinked() {
+            self.unlinked.insert(node.id().clone());
+        }
         if let Some(gate) = gate(node, settings) {
             self.gated.insert(node.id().clone(), gate);
             *self.gate_counts.entry(gate).or_default() += 1;
@@ -112,6 +117,7 @@ impl Index {
         if let Some(key) = node.key.take() {
             self.order.remove(&key);
         }
+        self.unlinked.remove(node.id());
         if let Some(gate) = self.gated.remove(node.id())
             && let Some(count) = self.gate_counts.get_mut(&gate)
         {

@@ -227,6 +227,55 @@ fn a_shed_takes_the_busiest_teams_first_and_then_the_largest() {
 }
 
 #[test]
+fn what_leaves_after_an_undrain_counts_until_the_last_of_its_teams_has_left_and_no_longer() {
+    let mut world = counting_pool(&["a", "b"], 20);
+    world.advance(1_000);
+    let crowded = world.core.teams(Some(&node("a")), None, 1, world.now).teams[0]
+        .team
+        .to_string();
+    world.crowd(&crowded, 40);
+    world.advance(1_000);
+    let post = DrainPost {
+        rate_per_s: Some(10),
+        force: true,
+        ..DrainPost::default()
+    };
+    let operation = world.drain_at("a", post);
+    let leaving = |world: &World| !world.nodes[&node("a")].leaving.is_empty();
+    while !leaving(&world) {
+        world.advance(20);
+    }
+    let epoch = world.epoch(&crowded);
+    world.ask(Ask::Undrain { node: node("a") }).unwrap();
+    let at_its_end = world.operation(&operation);
+    assert_eq!(at_its_end.state, OperationState::Cancelled);
+    while leaving(&world) {
+        world.advance(100);
+    }
+    let over = world.operation(&operation);
+    assert_eq!((over.connections_moved, over.teams_leaving), (40, 0));
+    assert!(at_its_end.connections_moved < 40);
+    // A report that comes late, or again.
+    let connection = world.connection("a", 99);
+    let departure = Departure {
+        team: team(&crowded),
+        epoch,
+        connection,
+        by: EndedBy::Slot,
+        age_ms: Some(0),
+    };
+    let link = world.nodes[&node("a")].link.unwrap();
+    world.tell(Event::Left {
+        link,
+        departures: Departures {
+            connections: vec![departure],
+        },
+    });
+    assert_eq!(world.operation(&operation), over);
+    world.check();
+}
+
+#[test]
 fn a_shed_gives_away_what_was_asked_and_no_more() {
     let mut world = pool(&["a", "b"], 100);
     let post = ShedPost {

@@ -26,6 +26,34 @@ fn ask(world: &mut World, ask: Ask) {
 }
 
 #[test]
+fn time_counts_finely_while_an_operation_runs_or_a_link_is_closed_and_coarsely_otherwise() {
+    let mut world = pool(&["a", "b", "c"], 30);
+    let step_ms = |world: &mut World| {
+        // Past the tick, whose moment is a deadline, too.
+        world.advance(1_000);
+        world.core.handle_deadline(world.now);
+        world.pump();
+        world.core.next_deadline().since(world.now)
+    };
+    assert_eq!(step_ms(&mut world), 250);
+    world.nodes.get_mut(&node("a")).unwrap().releases = false;
+    world.drain("a");
+    assert_eq!(step_ms(&mut world), 100);
+    world.nodes.get_mut(&node("a")).unwrap().releases = true;
+    world.ask(Ask::Undrain { node: node("a") }).unwrap();
+    // What was leaving is given up after a while.
+    world.advance(30_000);
+    assert_eq!(step_ms(&mut world), 250);
+    world.cut("b");
+    assert_eq!(step_ms(&mut world), 100);
+    world.connect("b");
+    assert_eq!(step_ms(&mut world), 250);
+    world.kill("c");
+    world.advance(60_000);
+    assert_eq!(step_ms(&mut world), 250);
+}
+
+#[test]
 fn a_route_is_published_after_the_record_that_it_rests_on() {
     let mut world = pool(&["a", "b"], 2);
     let ask = Ask::Connect {
