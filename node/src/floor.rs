@@ -18,7 +18,7 @@ use usher_shared::id::{ConnectionId, Label, OperationId, TeamId};
 use usher_shared::link::{Arrival, Departure, EndedBy, RefusedCode, TeamMissed, TicketKey};
 use usher_shared::quantity::{Epoch, Timestamp};
 use usher_shared::secret::Key;
-use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
+use usher_shared::ticket::{Age, Claims, Scope};
 
 use crate::config::Config;
 use crate::figures::Figures;
@@ -32,11 +32,10 @@ use usher_node_core::holdings::{Opened, Tenure};
 use usher_node_core::mandate::{Link, Mandate};
 use usher_node_core::outgoing::Outgoing;
 use usher_node_core::pacing::{self, Pacer};
+use usher_node_core::tickets::{self, Resume};
 
 /// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
 const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
-/// The name of the key that a process signs its own tickets with; no broker has one of that name.
-const RESUME_KID: &str = "resume";
 /// How long a connection that its client has replaced may stay, where the client closes it itself.
 const RETIRE_MS: u32 = 5_000;
 /// How long members of a team that moved here are waited for: whoever has not come by then may never do.
@@ -173,31 +172,15 @@ impl Floor {
 
     /// Checks a ticket's signature against the keys of the last welcome.
     pub(crate) fn verify(&self, team: &TeamId, text: Option<&str>) -> Result<Knock, Refusal> {
-        let text = text.filter(|text| !text.is_empty()).ok_or(Refusal::Missing)?;
         let broker = self.state.lock().broker.clone();
-        let broker = broker.ok_or(Refusal::NotGenuine)?;
-        let mut own = false;
-        let key = |kid: &str| {
-            own = kid == RESUME_KID;
-            if own {
-                return Some(&self.resume_key);
-            }
-            let found = broker.keys.iter().find(|key| key.kid == kid);
-            found.map(|found| &found.key)
-        };
-        match ticket::verify(text, wall_ms() / 1000, key) {
-            // Each key is good for its own kind of ticket.
-            Ok((claims, _)) if own != (claims.scope == Scope::Resume) => Err(Refusal::NotGenuine),
-            Ok((claims, age)) => {
-                self.shown.fetch_add(1, Ordering::Relaxed);
-                Ok(Knock {
-                    team: team.clone(),
-                    claims,
-                    age,
-                })
-            }
-            Err(_) => Err(Refusal::NotGenuine),
-        }
+        let keys = broker.as_ref().map_or(&[][..], |broker| &broker.keys);
+        let (claims, age) = tickets::verify(text, wall_ms() / 1000, keys, &self.resume_key)?;
+        self.shown.fetch_add(1, Ordering::Relaxed);
+        Ok(Knock {
+            team: team.clone(),
+            claims,
+            age,
+        })
     }
 
     /// Takes a seat for a client, waiting a little if the broker's `assign` may be on its way.
@@ -349,22 +332,16 @@ impl Floor {
         ConnectionId::new(self.config.incarnation, state.serial)
     }
 
-    /// A way back in while the broker is away: it needs nobody but this process.
+    /// A way back in while the broker is away.
     fn resume(&self, knock: &Knock, epoch: Epoch, connection: ConnectionId) -> String {
-        let now_s = wall_ms() / 1000;
-        let claims = Claims {
-            sub: knock.team.clone(),
-            aud: self.config.node.clone(),
-            inc: self.config.incarnation,
+        let resume = Resume {
+            team: &knock.team,
+            node: &self.config.node,
+            incarnation: self.config.incarnation,
             epoch,
-            iat: now_s,
-            exp: now_s + RESUME_LIFE_S,
-            jti: format!("{:016x}", rand::random::<u64>()),
-            hop: 0,
-            from: Some(connection),
-            scope: Scope::Resume,
+            connection,
         };
-        ticket::sign(&claims, RESUME_KID, &self.resume_key)
+        resume.sign(&self.resume_key, wall_ms() / 1000, rand::random())
     }
 
     /// Tells the watchdog what this process owes.

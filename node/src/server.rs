@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use usher_listen::accept::{Limits, bind, serve};
 use usher_listen::supervise::{once, restarted};
@@ -19,7 +19,7 @@ use usher_shared::clock::boottime;
 use usher_shared::frame::CloseCode;
 use usher_shared::id::NodeId;
 use usher_shared::link::EndedBy;
-use usher_shared::quantity::RETURNS_PER_S;
+use usher_shared::quantity::Timestamp;
 use usher_shared::template::NodeUrl;
 
 use crate::NodeError;
@@ -35,14 +35,8 @@ use crate::outage::watch;
 use crate::outbox::{Goodbye, Swept, elapsed};
 use usher_node_core::lapse::OnLapse;
 use usher_node_core::mandate::Link;
+use usher_node_core::stopping::{HASTY_CLOSES_MS, Step, Stopping, spread_ms};
 
-/// After its last connection a stopping node stays this long, to send on clients that hold a ticket for it.
-const LINGER: Duration = Duration::from_secs(1);
-/// The end of the budget is kept for the last closes: a tenth of it, and no more than a client needs that
-/// answers a Close at all. Whoever set the budget kills the process when it is over, so nothing comes after it.
-const LAST_CLOSES_MOST: Duration = Duration::from_secs(2);
-/// How long the last closes may take when there is no budget: a second signal ended it, or a bug.
-const HASTY_CLOSES: Duration = Duration::from_secs(1);
 /// What listeners and the link get to end, even when nothing of the budget is left.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -257,7 +251,7 @@ impl Node {
                 part = part.name(),
                 "a bug ended a part that this node cannot do without: it ends"
             );
-            part_with_everybody(&floor, Instant::now() + HASTY_CLOSES).await;
+            part_with_everybody(&floor, Instant::now() + Duration::from_millis(HASTY_CLOSES_MS)).await;
             Instant::now()
         } else {
             wind_down(&floor, &hasten).await
@@ -427,8 +421,8 @@ fn signals(
 /// when everything else must have ended, too.
 async fn wind_down(floor: &Floor, hasten: &CancellationToken) -> Instant {
     let budget = floor.config.stop_budget;
-    let until = Instant::now() + budget;
-    floor.stopping.send_replace(Some(until));
+    let began = Instant::now();
+    floor.stopping.send_replace(Some(began + budget));
     let served = !floor.state.lock().mandate.holdings.is_empty();
     let budget_s = budget.as_secs_f32();
     if floor.state.lock().mandate.link() == Link::Down {
@@ -439,31 +433,42 @@ async fn wind_down(floor: &Floor, hasten: &CancellationToken) -> Instant {
     } else {
         tracing::info!(budget_s, "stopping: asked the broker to drain this node");
     }
-    let emptied = async {
-        emptied(floor).await;
-        if served {
-            sleep(LINGER).await;
+    let now = || Timestamp::from_millis(millis(began.elapsed()));
+    let at = |moment: Timestamp| began + Duration::from_millis(moment.as_millis());
+    let mut stopping = Stopping::begin(millis(budget), served, now());
+    let mut hastened = false;
+    loop {
+        let (connections, teams) = {
+            let state = floor.state.lock();
+            (state.connections, state.mandate.holdings.held())
+        };
+        match stopping.step(connections, teams, now()) {
+            Step::Gone => return at(stopping.until()),
+            Step::CloseAll { .. } => {
+                tracing::warn!(connections, "the stop budget is over: closing what is left");
+                part_with_everybody(floor, at(stopping.until())).await;
+                return at(stopping.until());
+            }
+            Step::Wait { until } => tokio::select! {
+                () = floor.gone.notified() => {}
+                () = sleep_until(at(until)) => {}
+                () = hasten.cancelled(), if !hastened => {
+                    hastened = true;
+                    stopping.hasten(now());
+                }
+            },
         }
-    };
-    let until = tokio::select! {
-        () = emptied => return until,
-        () = sleep_until(until - last_closes(budget)) => until,
-        () = hasten.cancelled() => until.min(Instant::now() + HASTY_CLOSES),
-    };
-    let connections = floor.everybody().len();
-    tracing::warn!(connections, "the stop budget is over: closing what is left");
-    part_with_everybody(floor, until).await;
-    until
+    }
 }
 
-fn last_closes(budget: Duration) -> Duration {
-    (budget / 10).min(LAST_CLOSES_MOST)
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Closes what is left, so that it comes back spread in time.
 async fn part_with_everybody(floor: &Floor, until: Instant) {
     let left = floor.everybody();
-    let spread_ms = 1_000 + left.len() as u64 * 1_000 / u64::from(RETURNS_PER_S);
+    let spread_ms = spread_ms(left.len() as u64);
     for member in left {
         let goodbye = Goodbye::retry(CloseCode::Restart, "stopping", jitter(spread_ms));
         member.close(goodbye, floor.clock.now(), EndedBy::Deadline);
@@ -478,19 +483,6 @@ async fn part_with_everybody(floor: &Floor, until: Instant) {
             connections = floor.state.lock().connections,
             "clients that did not answer a Close within the stop budget were cut"
         );
-    }
-}
-
-/// Returns once no connection and no team is left.
-async fn emptied(floor: &Floor) {
-    loop {
-        {
-            let state = floor.state.lock();
-            if state.connections == 0 && state.mandate.holdings.is_empty() {
-                return;
-            }
-        }
-        floor.gone.notified().await;
     }
 }
 
@@ -591,6 +583,7 @@ async fn pace(floor: Arc<Floor>) {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::time::sleep;
     use usher_shared::link::Capacity;
     use usher_shared::quantity::Weight;
 

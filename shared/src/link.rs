@@ -113,6 +113,25 @@ pub enum ToNode {
     Unknown,
 }
 
+impl ToNode {
+    /// The term of the broker that commands this; `None` for what is no command.
+    #[must_use]
+    pub fn term(&self) -> Option<Term> {
+        match self {
+            Self::HeartbeatAck { term, .. } => Some(*term),
+            Self::Assign(assign) => Some(assign.term),
+            Self::Activate(activate) => Some(activate.term),
+            Self::Confirm(confirm) => Some(confirm.term),
+            Self::Peers(peers) => Some(peers.term),
+            Self::Drain(drain) => Some(drain.term),
+            Self::Revoke(revoke) => Some(revoke.term),
+            Self::Count(count) => Some(count.term),
+            Self::Pace(pace) => Some(pace.term),
+            Self::Welcome(_) | Self::Refused(_) | Self::Unknown => None,
+        }
+    }
+}
+
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {

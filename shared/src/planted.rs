@@ -124,12 +124,16 @@ pub enum Bug {
     KnockNotHeard,
     /// `released` goes out before the departures that it follows.
     ReleasedBeforeReports,
+    /// A process that is asked to stop closes everything at once.
+    StopsBeforeDrained,
+    /// A `resume` ticket is good although the broker is heard.
+    ResumeWhileHeard,
 }
 
 impl Bug {
     /// Those that the simulator must find. The others are found by stories of `placement`, each in the file of its
     /// question: no seed comes to them in the time that a run of tests has.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 53] = [
         Self::LeaseFromReply,
         Self::LeaseWithoutMargins,
         Self::ResumeWithoutConfirmation,
@@ -181,6 +185,8 @@ impl Bug {
         Self::HopsUncounted,
         Self::KnockNotHeard,
         Self::ReleasedBeforeReports,
+        Self::StopsBeforeDrained,
+        Self::ResumeWhileHeard,
     ];
 }
 

@@ -128,7 +128,7 @@ pub fn decide(shown: Shown<'_>, here: Here<'_>) -> Verdict {
     }
     let held = here.tenure == Tenure::Held(claims.epoch);
     let lost = here.contact == Contact::Lost;
-    if resumes && !lost {
+    if resumes && !lost && !planted::is(Bug::ResumeWhileHeard) {
         return Verdict::SendBack(Refusal::BrokerHeard);
     }
     if resumes && !held {

@@ -113,7 +113,7 @@ impl Mandate {
     /// # Errors
     /// [`Unheeded`] when nothing was done.
     pub fn obey(&mut self, message: ToNode, now: Timestamp) -> Result<Vec<Effect>, Unheeded> {
-        if let Some(term) = term_of(&message) {
+        if let Some(term) = message.term() {
             self.authority.command(term)?;
         }
         let link = self.lease.link();
@@ -269,21 +269,6 @@ impl Mandate {
     #[must_use]
     pub fn remaining_ms(&self, now: Timestamp) -> u64 {
         self.lease.remaining_ms(now)
-    }
-}
-
-fn term_of(message: &ToNode) -> Option<Term> {
-    match message {
-        ToNode::HeartbeatAck { term, .. } => Some(*term),
-        ToNode::Assign(assign) => Some(assign.term),
-        ToNode::Activate(activate) => Some(activate.term),
-        ToNode::Confirm(confirm) => Some(confirm.term),
-        ToNode::Peers(peers) => Some(peers.term),
-        ToNode::Drain(drain) => Some(drain.term),
-        ToNode::Revoke(revoke) => Some(revoke.term),
-        ToNode::Count(count) => Some(count.term),
-        ToNode::Pace(pace) => Some(pace.term),
-        ToNode::Welcome(_) | ToNode::Refused(_) | ToNode::Unknown => None,
     }
 }
 

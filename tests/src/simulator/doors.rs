@@ -3,10 +3,10 @@
 use usher_node_core::admission::{Here, Refusal, Shown, Verdict, decide};
 use usher_node_core::holdings::{Opened, Tenure};
 use usher_node_core::mandate::Link;
+use usher_node_core::tickets::{self, Resume};
 use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{Arrival, EndedBy};
-use usher_shared::secret::Key;
-use usher_shared::ticket::{self, Age, Claims, RESUME_LIFE_S, Scope};
+use usher_shared::ticket::{self, Claims, Scope};
 
 use super::agenda::{ForClient, ForNode, Happens};
 use super::node::{Member, Waiting};
@@ -14,8 +14,6 @@ use super::world::World;
 
 /// How long a client with a ticket newer than the node's knowledge waits for the broker's `assign`.
 const WAIT_MS: u64 = 1_000;
-/// The name of the key that a process signs its own tickets with.
-const RESUME_KID: &str = "resume";
 
 impl World {
     pub(super) fn client_arrives(
@@ -90,24 +88,11 @@ impl World {
         let Some(process) = &machine.process else {
             return (None, Verdict::SendBack(Refusal::NotGenuine));
         };
-        let mut own = false;
-        let found: Result<(Claims, Age), _> = ticket::verify(text, now_s, |kid| {
-            own = kid == RESUME_KID;
-            if own {
-                return Some(&process.resume_key);
-            }
-            process
-                .keys
-                .iter()
-                .find(|key| key.kid == kid)
-                .map(|key| -> &Key { &key.key })
-        });
-        let Ok((claims, age)) = found else {
-            return (None, Verdict::SendBack(Refusal::NotGenuine));
+        let genuine = tickets::verify(Some(text), now_s, &process.keys, &process.resume_key);
+        let (claims, age) = match genuine {
+            Ok(genuine) => genuine,
+            Err(refusal) => return (None, Verdict::SendBack(refusal)),
         };
-        if own != (claims.scope == Scope::Resume) {
-            return (None, Verdict::SendBack(Refusal::NotGenuine));
-        }
         let shown = Shown {
             now_s,
             claims: &claims,
@@ -138,7 +123,7 @@ impl World {
         from: Option<ConnectionId>,
     ) {
         let (now, now_s) = (self.local(node), self.wall_s(node));
-        let drawn = format!("{:016x}", self.dice.next());
+        let drawn = self.dice.next();
         let usher = self.clients[client].speaks_usher();
         let team = claims.sub.clone();
         let machine = &mut self.machines[node];
@@ -191,19 +176,14 @@ impl World {
         let replaced = process.spent.spend(&claims.jti, connection, now);
         let resume = match process.mandate.holdings.tenure(&team) {
             Tenure::Held(epoch) if usher => {
-                let claims = Claims {
-                    sub: team.clone(),
-                    aud: id,
-                    inc: incarnation,
+                let resume = Resume {
+                    team: &team,
+                    node: &id,
+                    incarnation,
                     epoch,
-                    iat: now_s,
-                    exp: now_s + RESUME_LIFE_S,
-                    jti: drawn,
-                    hop: 0,
-                    from: Some(connection),
-                    scope: Scope::Resume,
+                    connection,
                 };
-                Some(ticket::sign(&claims, RESUME_KID, &process.resume_key))
+                Some(resume.sign(&process.resume_key, now_s, drawn))
             }
             _ => None,
         };

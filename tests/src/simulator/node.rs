@@ -6,6 +6,7 @@ use usher_node_core::admission::SpentTickets;
 use usher_node_core::mandate::Mandate;
 use usher_node_core::outgoing::Outgoing;
 use usher_node_core::pacing::Pacer;
+use usher_node_core::stopping::Stopping;
 use usher_shared::id::{ConnectionId, Incarnation, Label, NodeId, TeamId};
 use usher_shared::identity::Hidden;
 use usher_shared::link::{Capacity, Hello, PACED_MOVES, PROTOCOL};
@@ -120,7 +121,9 @@ pub(super) struct Process {
     pub(super) resume_key: Key,
     pub(super) watched: Option<Timestamp>,
     pub(super) still: Option<(Still, Vec<ForNode>)>,
-    pub(super) stopping: Option<Timestamp>,
+    pub(super) stopping: Option<Stopping>,
+    /// For the checks: when its stop budget is over.
+    pub(super) stops_by: Option<Timestamp>,
     /// For the checks: by team, the last link and epoch that a broker named it with on it.
     pub(super) named: BTreeMap<TeamId, (u64, Epoch)>,
     /// For the checks: what it has said on its link that nothing is left of.
@@ -248,6 +251,7 @@ impl Process {
             watched: None,
             still: None,
             stopping: None,
+            stops_by: None,
             named: BTreeMap::new(),
             released: BTreeSet::new(),
             highest: BTreeMap::new(),

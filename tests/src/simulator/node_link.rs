@@ -403,6 +403,7 @@ impl World {
             .process
             .as_ref()
             .and_then(|process| process.stopping)
+            .map(|stopping| stopping.until())
         {
             let budget_ms = until.since(self.local(node));
             self.send_up(link, ToBroker::Bye { budget_ms });

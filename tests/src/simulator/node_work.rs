@@ -4,6 +4,7 @@ use usher_node_core::holdings::{Departing, Effect};
 use usher_node_core::lapse::{ANSWER_WITHIN_MS, CLOSES_PER_S, Hears, Step};
 use usher_node_core::mandate::Unheeded;
 use usher_node_core::pacing::{Slot, Who};
+use usher_node_core::stopping::{self, Stopping};
 use usher_shared::id::{ConnectionId, TeamId};
 use usher_shared::link::{Departure, EndedBy, ToBroker, ToNode};
 use usher_shared::quantity::Timestamp;
@@ -20,6 +21,10 @@ const ELSEWHERE_MS: u64 = 2_000;
 const SLOT_RETRY_MS: u64 = 100;
 /// A client that is closed one by one comes back within this time.
 const RETRY_MS: u64 = 1_000;
+/// How often a process that is asked to stop is looked at here.
+const STOP_LOOK_MS: u64 = 100;
+/// The end of a stop budget, in which what is left may be closed.
+const LAST_CLOSES_MS: u64 = 2_000;
 
 impl World {
     pub(super) fn obeys(&mut self, node: usize, link: u64, message: ToNode) {
@@ -459,7 +464,9 @@ impl World {
         else {
             return;
         };
-        process.stopping = Some(now.plus(budget_ms));
+        let served = !process.mandate.holdings.is_empty();
+        process.stopping = Some(Stopping::begin(budget_ms, served, now));
+        process.stops_by = Some(now.plus(budget_ms));
         let link = process
             .link
             .as_ref()
@@ -469,43 +476,51 @@ impl World {
         if let Some(link) = link {
             self.send_up(link, ToBroker::Bye { budget_ms });
         }
-        self.node_soon(node, 500, ForNode::Leaves);
+        self.node_soon(node, 0, ForNode::Leaves);
     }
 
+    /// A process that was asked to stop looks whether it may go.
     pub(super) fn leaves(&mut self, node: usize) {
         let now = self.local(node);
-        let Some(process) = self.machines[node].process.as_ref() else {
+        let Some(process) = self.machines[node].process.as_mut() else {
             return;
         };
-        let Some(until) = process.stopping else { return };
-        let bound = 1_000 + u64::from(process.connections) * 1_000 / CLOSES_PER_S;
-        let empty = process.connections == 0 && process.mandate.holdings.is_empty();
-        if !empty && now < until {
-            return self.node_soon(node, 500, ForNode::Leaves);
+        let (connections, teams) = (process.connections, process.mandate.holdings.held());
+        let (Some(stopping), Some(by)) = (process.stopping.as_mut(), process.stops_by) else {
+            return;
+        };
+        match stopping.step(connections, teams, now) {
+            // Something may have gone meanwhile.
+            stopping::Step::Wait { until } => {
+                let after = until.since(now).clamp(1, STOP_LOOK_MS);
+                self.node_soon(node, after, ForNode::Leaves);
+            }
+            stopping::Step::CloseAll { spread_ms } => {
+                if by.since(now) > LAST_CLOSES_MS {
+                    self.fail(format!(
+                        "S26: node {node} closes {connections} connections {} ms before its stop budget is over",
+                        by.since(now)
+                    ));
+                }
+                self.count("stopped at the end of its budget");
+                self.close_some(node, u32::MAX, spread_ms, false);
+                self.node_soon(node, 1, ForNode::Leaves);
+            }
+            stopping::Step::Gone => {
+                if connections == 0 && teams == 0 {
+                    self.count("stopped empty");
+                }
+                let back = self.dice.within(500, 4_000);
+                self.kill(node, true, Some(back));
+            }
         }
-        self.count(if empty {
-            "stopped empty"
-        } else {
-            "stopped at the end of its budget"
-        });
-        self.close_some(node, u32::MAX, bound, false);
-        let back = self.dice.within(500, 4_000);
-        self.kill(node, true, Some(back));
     }
 }
 
+/// The term that a message shows, a welcome's included.
 pub(super) fn term_of(message: &ToNode) -> Option<usher_shared::quantity::Term> {
     match message {
-        ToNode::HeartbeatAck { term, .. } => Some(*term),
-        ToNode::Assign(assign) => Some(assign.term),
-        ToNode::Activate(activate) => Some(activate.term),
-        ToNode::Confirm(confirm) => Some(confirm.term),
-        ToNode::Peers(peers) => Some(peers.term),
-        ToNode::Drain(drain) => Some(drain.term),
-        ToNode::Revoke(revoke) => Some(revoke.term),
-        ToNode::Count(count) => Some(count.term),
-        ToNode::Pace(pace) => Some(pace.term),
         ToNode::Welcome(welcome) => Some(welcome.term),
-        ToNode::Refused(_) | ToNode::Unknown => None,
+        other => other.term(),
     }
 }
