@@ -44,6 +44,9 @@ pub(crate) struct Admin {
     pub(crate) origins: Origins,
 }
 
+/// What the decisions of one team count for among the rows that may wait for the store.
+const WHY_ROWS: u32 = 8;
+
 type Shared = State<Arc<Admin>>;
 type Answered = Result<Response, Failure>;
 
@@ -202,9 +205,12 @@ async fn status(State(admin): Shared) -> Answered {
 
 async fn teams(State(admin): Shared, request: Request) -> Answered {
     let query = TeamsQuery::parse(request.uri().query().unwrap_or_default())?;
+    let rows = u32::try_from(query.limit).unwrap_or(u32::MAX);
     let page = admin
         .core
-        .read(move |core, now| core.teams(query.node.as_ref(), query.after.as_ref(), query.limit, now))
+        .read(rows, move |core, now| {
+            core.teams(query.node.as_ref(), query.after.as_ref(), query.limit, now)
+        })
         .await?;
     Ok(json(StatusCode::OK, &page))
 }
@@ -220,7 +226,10 @@ fn unknown_path() -> Problem {
 async fn team(State(admin): Shared, path: TeamPath) -> Answered {
     let team = team_of(path)?;
     let asked = team.clone();
-    let view = admin.core.read(move |core, now| core.team(&asked, now)).await?;
+    let view = admin
+        .core
+        .read(1, move |core, now| core.team(&asked, now))
+        .await?;
     let view = view.ok_or_else(|| unknown_team(team))?;
     Ok(json(StatusCode::OK, &view))
 }
@@ -228,7 +237,10 @@ async fn team(State(admin): Shared, path: TeamPath) -> Answered {
 async fn why(State(admin): Shared, path: TeamPath) -> Answered {
     let team = team_of(path)?;
     let asked = team.clone();
-    let view = admin.core.read(move |core, now| core.why(&asked, now)).await?;
+    let view = admin
+        .core
+        .read(WHY_ROWS, move |core, now| core.why(&asked, now))
+        .await?;
     let view = view.ok_or_else(|| unknown_team(team))?;
     Ok(json(StatusCode::OK, &view))
 }

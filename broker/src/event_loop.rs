@@ -15,7 +15,7 @@ use usher_shared::clock;
 use usher_shared::link::ToNode;
 use usher_shared::quantity::Timestamp;
 
-use crate::handle::{CoreHandle, Denied, Granted, Input, Read, ReplyTo, Request, Vitals};
+use crate::handle::{CoreHandle, Denied, Granted, Input, Read, Reply, ReplyTo, Request, Vitals};
 use crate::keys::Keyring;
 use crate::outlet::Outlets;
 use crate::probe::Prober;
@@ -32,8 +32,6 @@ const BATCH: usize = 256;
 const EVENTS: usize = 4_096;
 /// Requests that may wait to be taken in; beyond it the answer is 503 `busy`.
 const REQUESTS: usize = 2_048;
-/// Requests taken in and not answered yet, which a slow store makes grow; beyond it 503 `busy`.
-const PENDING: usize = 8_192;
 /// The loop wakes at least this often: timers stop while a machine sleeps and leases do not.
 const LONGEST_SLEEP_MS: u64 = 500;
 /// How often a failing store is tried again.
@@ -43,6 +41,8 @@ const RETRY_MS: u64 = 1_000;
 const STALLED_MS: u64 = 1_000;
 /// A store that is at one batch for so long counts as failing: clients are told so, and not only to wait.
 const STUCK_MS: u64 = 5_000;
+/// How often answers that wait for the store are looked through for those that nobody waits for any more.
+const ABANDONED_MS: u64 = 500;
 /// How often the core is told which tickets were given.
 const GIVEN_MS: u64 = 1_000;
 /// How long a stop waits for the last batch.
@@ -68,11 +68,8 @@ struct StoreDone {
     outcome: Result<(), StoreError>,
 }
 
-/// Hands a request its answer.
-type Reply = Box<dyn FnOnce() + Send>;
-
 struct Pending {
-    reply: ReplyTo,
+    reply: ReplyTo<Result<Granted, Denied>>,
     subject: Subject,
 }
 
@@ -89,7 +86,7 @@ struct EventLoop {
     routes: Arc<RouteTable>,
     keys: Arc<Keyring>,
     vitals: Arc<Vitals>,
-    pipeline: Pipeline<Reply>,
+    pipeline: Pipeline<Box<dyn Reply>>,
     outlets: Outlets,
     prober: Prober,
     url_prober: UrlProber,
@@ -101,7 +98,9 @@ struct EventLoop {
     handed_over: Option<Timestamp>,
     /// A batch that failed, and when to try it again.
     failed: Option<(Vec<Record>, Timestamp)>,
-    ready: Vec<Effect<Reply>>,
+    ready: Vec<Effect<Box<dyn Reply>>>,
+    /// When answers were last looked through for those that nobody waits for.
+    looked_through: Timestamp,
     /// When the core was last told which tickets were given.
     told_given: Timestamp,
 }
@@ -134,6 +133,7 @@ pub(crate) async fn start(parts: Parts) -> std::io::Result<(CoreHandle, std::thr
         handed_over: None,
         failed: None,
         ready: Vec::new(),
+        looked_through: clock::boottime(),
         told_given: clock::boottime(),
     };
     let (settled, first_commands) = tokio::sync::oneshot::channel();
@@ -193,9 +193,7 @@ impl EventLoop {
         // Before anybody is told that it has started, or it would look stuck for a moment.
         self.vitals.beat(now);
         self.pump(now);
-        let settle: Reply = Box::new(move || {
-            let _ = settled.send(());
-        });
+        let settle = ReplyTo::new(settled, None).with(());
         self.pipeline.push(Effect::Reply(settle), &mut self.ready);
         self.carry_out();
         loop {
@@ -277,6 +275,9 @@ impl EventLoop {
                 };
                 self.core.handle(event, now);
                 if let Some(link) = closed {
+                    // Nothing more for it comes after this.
+                    self.poll_commands(now);
+                    self.pipeline.forget_link(link);
                     self.outlets.forget(link);
                 }
             }
@@ -290,10 +291,6 @@ impl EventLoop {
     fn take_request(&mut self, request: Request, now: Timestamp) {
         match request {
             Request::Ask { ask, reply } => {
-                if self.pending.len() >= PENDING {
-                    let _ = reply.send(Err(Denied::Busy));
-                    return;
-                }
                 self.last_request += 1;
                 let number = RequestId(self.last_request);
                 let subject = Subject::of(&ask);
@@ -303,7 +300,7 @@ impl EventLoop {
             Request::Read(Read::AtOnce(read)) => {
                 // What was decided before this read shows in it; what has not been polled yet is
                 // in the core's state already, so nothing needs pumping first.
-                read(&self.core, now)();
+                read(&self.core, now).send();
             }
             Request::Read(Read::Durable(read)) => {
                 // The writes of earlier inputs must be in the batch that this answer waits for.
@@ -327,6 +324,10 @@ impl EventLoop {
             self.hand_over(batch, now);
         }
         let at_it_ms = self.handed_over.map_or(0, |since| now.since(since));
+        if self.pipeline.waiting() > 0 && now.since(self.looked_through) >= ABANDONED_MS {
+            self.looked_through = now;
+            self.pipeline.drop_replies(|reply| reply.is_abandoned());
+        }
         if at_it_ms >= STALLED_MS {
             self.pipeline.set_pace(Pace::Stalled, &mut self.ready);
         }
@@ -350,9 +351,7 @@ impl EventLoop {
                     let answer = answer
                         .map(|answer| self.grant(answer, pending.subject, now))
                         .map_err(Denied::Refused);
-                    let reply = Box::new(move || {
-                        let _ = pending.reply.send(answer);
-                    });
+                    let reply = pending.reply.with(answer);
                     self.pipeline.push(Effect::Reply(reply), &mut self.ready);
                 }
                 other => self
@@ -417,7 +416,7 @@ impl EventLoop {
     fn carry_out(&mut self) {
         for effect in std::mem::take(&mut self.ready) {
             match effect {
-                Effect::Reply(reply) => reply(),
+                Effect::Reply(reply) => reply.send(),
                 Effect::Command(command) => self.carry_out_one(*command),
             }
         }

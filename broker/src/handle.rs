@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use usher_placement::{Ask, Core, Event, LinkId, Refusal, Route};
 use usher_shared::clock;
 use usher_shared::link::Hello;
@@ -17,6 +17,10 @@ use crate::telemetry;
 
 /// How long a request waits for the loop and the store.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Decisions asked for and not answered yet, which a slow store makes grow; beyond it 503 `busy`.
+const ASKS: usize = 8_192;
+/// Rows of teams that wait for the store with the answers of reads, some tens of megabytes; beyond it 503 `busy`.
+const READ_ROWS: usize = 50_000;
 /// A loop that has not come round for this long is stuck. It wakes every half second.
 const STUCK_MS: u64 = 5_000;
 /// A loop that has not come round for this long will not.
@@ -39,13 +43,16 @@ pub(crate) enum Input {
 /// What somebody wants of the loop.
 pub(crate) enum Request {
     /// A decision.
-    Ask { ask: Ask, reply: ReplyTo },
+    Ask {
+        ask: Ask,
+        reply: ReplyTo<Result<Granted, Denied>>,
+    },
     /// A look.
     Read(Read),
 }
 
-/// Looks at the core, and gives back what hands over the answer.
-type Look = Box<dyn FnOnce(&Core, Timestamp) -> Box<dyn FnOnce() + Send> + Send>;
+/// Looks at the core, and gives back the answer.
+type Look = Box<dyn FnOnce(&Core, Timestamp) -> Box<dyn Reply> + Send>;
 
 /// A look at the core.
 pub(crate) enum Read {
@@ -55,7 +62,49 @@ pub(crate) enum Read {
     AtOnce(Look),
 }
 
-pub(crate) type ReplyTo = oneshot::Sender<Result<Granted, Denied>>;
+/// The way back to whoever asked. Its place among those that wait is free once it is gone.
+#[derive(Debug)]
+pub(crate) struct ReplyTo<T> {
+    to: oneshot::Sender<T>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl<T> ReplyTo<T> {
+    pub(crate) const fn new(to: oneshot::Sender<T>, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { to, _place: place }
+    }
+}
+
+impl<T: Send + 'static> ReplyTo<T> {
+    /// The answer, to be handed over once it may be.
+    pub(crate) fn with(self, answer: T) -> Box<dyn Reply> {
+        Box::new(Answered { reply: self, answer })
+    }
+}
+
+/// An answer on its way.
+pub(crate) trait Reply: Send {
+    /// Hands it over.
+    fn send(self: Box<Self>);
+
+    /// Whether nobody waits for it any more.
+    fn is_abandoned(&self) -> bool;
+}
+
+struct Answered<T> {
+    reply: ReplyTo<T>,
+    answer: T,
+}
+
+impl<T: Send> Reply for Answered<T> {
+    fn send(self: Box<Self>) {
+        let _ = self.reply.to.send(self.answer);
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.reply.to.is_closed()
+    }
+}
 
 /// What came of a request.
 #[derive(Debug)]
@@ -88,6 +137,16 @@ pub(crate) enum Denied {
 }
 
 impl Denied {
+    /// The code of the problem that the asker is told.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::StoreFailing => "store_failing",
+            Self::Busy => "busy",
+            Self::Stopping => "stopping",
+        }
+    }
+
     /// The problem that the asker is told.
     pub(crate) fn problem(&self) -> Problem {
         let later =
@@ -128,6 +187,10 @@ pub(crate) struct CoreHandle {
     events: mpsc::Sender<Input>,
     requests: mpsc::Sender<Request>,
     vitals: Arc<Vitals>,
+    /// Places of those that wait for a decision.
+    asks: Arc<Semaphore>,
+    /// Places of the rows that wait with the answers of reads.
+    rows: Arc<Semaphore>,
 }
 
 impl CoreHandle {
@@ -140,6 +203,8 @@ impl CoreHandle {
             events,
             requests,
             vitals,
+            asks: Arc::new(Semaphore::new(ASKS)),
+            rows: Arc::new(Semaphore::new(READ_ROWS)),
         }
     }
 
@@ -155,7 +220,8 @@ impl CoreHandle {
         }
         let places = matches!(ask, Ask::Connect { .. } | Ask::Put { .. } | Ask::Patch { .. });
         let began = Instant::now();
-        let (reply, answer) = oneshot::channel();
+        let (to, answer) = oneshot::channel();
+        let reply = ReplyTo::new(to, Some(places_of(&self.asks, 1)?));
         self.enqueue(Request::Ask { ask, reply })?;
         let answer = self.patiently(answer).await?;
         if places && answer.is_ok() {
@@ -164,12 +230,29 @@ impl CoreHandle {
         answer
     }
 
-    /// Looks at who owns what, as far as it is durable.
+    /// Looks at who owns what, as far as it is durable: `rows` of it at most, which wait for the store if need be.
+    /// Refused at once while the store fails. Who is refused is counted.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
+        rows: u32,
         look: impl FnOnce(&Core, Timestamp) -> T + Send + 'static,
     ) -> Result<T, Denied> {
-        let (look, answer) = look_and_send(look);
+        let seen = self.read_durable(rows, look).await;
+        if let Err(denied) = &seen {
+            metrics::counter!(telemetry::READS_REFUSED, "code" => denied.code()).increment(1);
+        }
+        seen
+    }
+
+    async fn read_durable<T: Send + 'static>(
+        &self,
+        rows: u32,
+        look: impl FnOnce(&Core, Timestamp) -> T + Send + 'static,
+    ) -> Result<T, Denied> {
+        if self.vitals.store_failing() {
+            return Err(Denied::StoreFailing);
+        }
+        let (look, answer) = look_and_send(look, Some(places_of(&self.rows, rows)?));
         self.enqueue(Request::Read(Read::Durable(look)))?;
         self.patiently(answer).await
     }
@@ -179,7 +262,7 @@ impl CoreHandle {
         &self,
         look: impl FnOnce(&Core, Timestamp) -> T + Send + 'static,
     ) -> Result<T, Denied> {
-        let (look, answer) = look_and_send(look);
+        let (look, answer) = look_and_send(look, None);
         self.enqueue(Request::Read(Read::AtOnce(look)))?;
         self.patiently(answer).await
     }
@@ -206,16 +289,18 @@ impl CoreHandle {
     }
 }
 
+fn places_of(places: &Arc<Semaphore>, many: u32) -> Result<OwnedSemaphorePermit, Denied> {
+    let taken = Arc::clone(places).try_acquire_many_owned(many);
+    taken.map_err(|_| Denied::Busy)
+}
+
 fn look_and_send<T: Send + 'static>(
     look: impl FnOnce(&Core, Timestamp) -> T + Send + 'static,
+    place: Option<OwnedSemaphorePermit>,
 ) -> (Look, oneshot::Receiver<T>) {
-    let (reply, answer) = oneshot::channel();
-    let look: Look = Box::new(move |core, now| {
-        let seen = look(core, now);
-        Box::new(move || {
-            let _ = reply.send(seen);
-        })
-    });
+    let (to, answer) = oneshot::channel();
+    let reply = ReplyTo::new(to, place);
+    let look: Look = Box::new(move |core, now| reply.with(look(core, now)));
     (look, answer)
 }
 

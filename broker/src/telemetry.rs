@@ -22,6 +22,7 @@ pub(crate) const MOVES: &str = "usher_moves_total";
 pub(crate) const MOVE_DEPARTURES: &str = "usher_move_departures_total";
 pub(crate) const MOVE_GAP: &str = "usher_move_gap_seconds";
 pub(crate) const STORE_FLUSH: &str = "usher_store_flush_duration_seconds";
+pub(crate) const READS_REFUSED: &str = "usher_reads_refused_total";
 pub(crate) const STORE_FAILING: &str = "usher_store_failing";
 pub(crate) const BAD_MESSAGES: &str = "usher_link_bad_messages_total";
 pub(crate) const NODES_DEAD: &str = "usher_nodes_dead_total";
@@ -134,6 +135,11 @@ pub(crate) fn describe() {
         STORE_FLUSH,
         Unit::Seconds,
         "How long the store took to make one batch durable"
+    );
+    describe_counter!(
+        READS_REFUSED,
+        Unit::Count,
+        "Reads of teams that were refused, by the problem's code"
     );
     describe_gauge!(
         STORE_FAILING,
@@ -262,6 +268,9 @@ fn register() {
     counter!(STORE_REGRESSED).increment(0);
     for pace in ["even", "fast", "slow"] {
         counter!(CLOCK_PACE, "pace" => pace).increment(0);
+    }
+    for code in ["busy", "stopping", "store_failing"] {
+        counter!(READS_REFUSED, "code" => code).increment(0);
     }
     gauge!(STORE_FAILING).set(0.0);
     // A histogram shows nothing until it is touched; these make its name known.

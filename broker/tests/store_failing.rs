@@ -17,6 +17,14 @@ fn acks(node: &FakeNode) -> usize {
     acks.count()
 }
 
+/// Reads of teams that were refused with a code.
+async fn counted(broker: &Running, code: &str) -> u64 {
+    let page = http(broker.admin, "GET", "/metrics", &[], "").await.body;
+    let name = format!("usher_reads_refused_total{{code=\"{code}\"}} ");
+    let figure = page.lines().find_map(|line| line.strip_prefix(&name));
+    figure.and_then(|figure| figure.parse().ok()).unwrap_or(u64::MAX)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_fails_old_teams_go_on_and_new_ones_are_refused() {
     let data = tempfile::tempdir().unwrap();
@@ -47,6 +55,19 @@ async fn while_the_store_fails_old_teams_go_on_and_new_ones_are_refused() {
         !node.memory.lock().held.contains_key("new"),
         "granted before it was durable"
     );
+    for path in ["/v1/teams", "/v1/teams/old", "/v1/teams/old/why"] {
+        let refused = broker.admin("GET", path, "").await;
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (503, "store_failing"),
+            "{path}"
+        );
+        assert!(refused.headers.contains_key("retry-after"));
+    }
+    assert_eq!(counted(&broker, "store_failing").await, 3);
+    for path in ["/v1/status", "/v1/nodes/node-1", "/v1/operations"] {
+        assert_eq!(broker.admin("GET", path, "").await.status, 200, "{path}");
+    }
     let before = acks(&node);
     until("more acknowledgements", async || acks(&node) > before + 3).await;
 

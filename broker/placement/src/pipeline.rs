@@ -4,8 +4,13 @@
 //! flushed as often as the disk allows and no oftener. An effect that must not be seen before the
 //! writes ahead of it are durable waits behind the batch they went into; effects go out in their
 //! order. With nothing to write, everything passes at once.
+//!
+//! A store may fail for hours. The open batch then holds the newest record of each key and no more; what is to be
+//! said on a link goes with the link, and an answer with whoever waited for it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use usher_shared::id::{NodeId, OperationId, TeamId};
 use usher_shared::link::ToNode;
 use usher_shared::planted::{self, Bug};
 
@@ -26,11 +31,50 @@ pub enum Effect<R> {
 /// Numbers one batch, from 1.
 type BatchNumber = u64;
 
+/// A place in the open batch.
+type Place = u64;
+
+/// What a record is about: a later one of the same key makes an earlier one of the same batch void.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Epochs,
+    Term,
+    Team(TeamId),
+    Node(NodeId),
+    Operation(OperationId),
+}
+
+impl Key {
+    fn of(record: &Record) -> Self {
+        match record {
+            Record::Epochs { .. } => Self::Epochs,
+            Record::Term(_) => Self::Term,
+            Record::Team(id, _) => Self::Team(id.clone()),
+            Record::Node(id, _) => Self::Node(id.clone()),
+            Record::Operation(id, _) => Self::Operation(id.clone()),
+        }
+    }
+}
+
+/// Whether other records rest on this one: a store that is cut within a batch must have no team under an epoch that
+/// is not reserved, or at a node that it does not know.
+const fn is_foundation(record: &Record) -> bool {
+    match record {
+        Record::Epochs { .. } | Record::Term(_) => true,
+        Record::Node(_, record) => record.is_some(),
+        Record::Operation(_, record) => record.is_some(),
+        Record::Team(..) => false,
+    }
+}
+
 /// What waits for the store. It knows neither the store nor a clock.
 #[derive(Debug)]
 pub struct Pipeline<R> {
-    /// Writes for the batch after `closed`.
-    open: Vec<Record>,
+    /// Writes for the batch after `closed`, in their order: one for each key.
+    open: BTreeMap<Place, Record>,
+    /// Where the record of a key stands in it.
+    places: HashMap<Key, Place>,
+    next_place: Place,
     /// The newest batch that was handed to the store.
     closed: BatchNumber,
     /// The newest batch that is durable: `closed`, or the one before while `closed` is in flight.
@@ -56,7 +100,9 @@ pub enum Pace {
 impl<R> Default for Pipeline<R> {
     fn default() -> Self {
         Self {
-            open: Vec::new(),
+            open: BTreeMap::new(),
+            places: HashMap::new(),
+            next_place: 0,
             closed: 0,
             durable: 0,
             queued: VecDeque::new(),
@@ -67,9 +113,20 @@ impl<R> Default for Pipeline<R> {
 }
 
 impl<R> Pipeline<R> {
-    /// Puts a write into the open batch.
+    /// Puts a write into the open batch, in place of an earlier one of its key. What others rest on keeps the place
+    /// of the first, everything else takes the place of the last.
     pub fn write(&mut self, record: Record) {
-        self.open.push(record);
+        let last = self.next_place;
+        self.next_place += 1;
+        let place = match self.places.entry(Key::of(&record)) {
+            Entry::Vacant(entry) => *entry.insert(last),
+            Entry::Occupied(entry) if is_foundation(&record) => *entry.get(),
+            Entry::Occupied(mut entry) => {
+                self.open.remove(&entry.insert(last));
+                last
+            }
+        };
+        self.open.insert(place, record);
     }
 
     /// Takes in an effect; what may be carried out now goes to `out`.
@@ -101,7 +158,31 @@ impl<R> Pipeline<R> {
             return None;
         }
         self.closed += 1;
-        Some(std::mem::take(&mut self.open))
+        self.places = HashMap::new();
+        Some(std::mem::take(&mut self.open).into_values().collect())
+    }
+
+    /// A link has closed: what waits to be said on it, or to close it, is void. Returns how much that was.
+    pub fn forget_link(&mut self, link: LinkId) -> usize {
+        if self.queued_by_link.remove(&link).is_none() {
+            return 0;
+        }
+        let before = self.queued.len();
+        self.queued.retain(|(_, effect)| link_of(effect) != Some(link));
+        before - self.queued.len()
+    }
+
+    /// Drops answers that nobody waits for any more.
+    pub fn drop_replies(&mut self, is_abandoned: impl Fn(&R) -> bool) {
+        self.queued.retain(|(_, effect)| match effect {
+            Effect::Reply(reply) => !is_abandoned(reply),
+            Effect::Command(_) => true,
+        });
+    }
+
+    /// How many effects wait for the store.
+    pub fn waiting(&self) -> usize {
+        self.queued.len()
     }
 
     /// Whether the store has a batch that is not durable yet.
@@ -208,6 +289,29 @@ mod tests {
         Record::Term(Term::default())
     }
 
+    fn other_write() -> Record {
+        epochs(1)
+    }
+
+    fn epochs(number: u64) -> Record {
+        let reserved = Epoch::new(number).unwrap();
+        Record::Epochs { reserved }
+    }
+
+    fn team(name: &str, number: u64) -> Record {
+        let record = crate::record::TeamRecord {
+            owner: None,
+            epoch: Epoch::new(number).unwrap(),
+            kind: usher_shared::rest::TeamKind::Put,
+            weight: usher_shared::quantity::Weight::NODE,
+            region: None,
+            labels: BTreeMap::new(),
+            pin: None,
+            moved_by: None,
+        };
+        Record::Team(name.parse().unwrap(), Some(record))
+    }
+
     fn activate(link: u64, epoch: u64) -> Effect<()> {
         Effect::Command(Box::new(Command::Send {
             link: LinkId(link),
@@ -273,7 +377,7 @@ mod tests {
         assert_eq!(pipeline.next_batch().map(|batch| batch.len()), Some(1));
         pipeline.push(activate(1, 2), &mut out);
         pipeline.write(write());
-        pipeline.write(write());
+        pipeline.write(other_write());
         pipeline.push(activate(1, 3), &mut out);
         assert!(
             pipeline.next_batch().is_none(),
@@ -323,6 +427,62 @@ mod tests {
             names(&mut out),
             ["activate 1 on 1", "revoke on 2", "ack on 2", "ack on 2"]
         );
+    }
+
+    #[test]
+    fn a_batch_has_the_newest_record_of_each_key_and_nothing_before_what_it_rests_on() {
+        let mut pipeline = Pipeline::<()>::default();
+        let gone = |name: &str| Record::Team(name.parse().unwrap(), None);
+        let node = |name: &str| Record::Node(name.parse().unwrap(), None);
+        for record in [
+            epochs(1_000),
+            team("A", 999),
+            node("n1"),
+            team("B", 5),
+            epochs(2_000),
+            team("A", 1_001),
+            gone("B"),
+            node("n1"),
+        ] {
+            pipeline.write(record);
+        }
+        let batch = pipeline.next_batch().unwrap();
+        assert_eq!(batch, [epochs(2_000), team("A", 1_001), gone("B"), node("n1")]);
+        // The next batch begins anew, and a store that hangs makes it no longer.
+        for number in 1..10_000 {
+            pipeline.write(team("A", number));
+            pipeline.write(epochs(number + 1));
+        }
+        assert_eq!((pipeline.open.len(), pipeline.places.len()), (2, 2));
+        assert!(pipeline.next_batch().is_none());
+        pipeline.committed(&mut Vec::new());
+        assert_eq!(pipeline.next_batch().unwrap(), [epochs(10_000), team("A", 9_999)]);
+    }
+
+    #[test]
+    fn what_a_closed_link_and_an_asker_that_left_wait_for_is_dropped() {
+        let (mut pipeline, mut out) = (Pipeline::<u32>::default(), Vec::new());
+        let say = |link| match activate(link, 1) {
+            Effect::Command(command) => Effect::Command(command),
+            Effect::Reply(()) => unreachable!(),
+        };
+        pipeline.write(write());
+        for effect in [say(1), Effect::Reply(7), say(2), say(1), Effect::Reply(8)] {
+            pipeline.push(effect, &mut out);
+        }
+        assert_eq!(
+            (pipeline.forget_link(LinkId(1)), pipeline.forget_link(LinkId(3))),
+            (2, 0)
+        );
+        pipeline.drop_replies(|reply| *reply == 7);
+        assert_eq!(pipeline.waiting(), 2);
+        pipeline.next_batch().unwrap();
+        pipeline.committed(&mut out);
+        let [Effect::Command(said), Effect::Reply(8)] = &out[..] else {
+            panic!("{out:?}");
+        };
+        assert!(matches!(**said, Command::Send { link: LinkId(2), .. }));
+        assert!(pipeline.queued_by_link.is_empty());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use usher_placement::Record;
 use usher_shared::id::ClusterId;
 use usher_shared::quantity::Term;
@@ -17,19 +18,28 @@ pub struct MemoryStore {
     switch: Switch,
 }
 
-/// Makes a [`MemoryStore`] fail and work again.
+/// Makes a [`MemoryStore`] fail or hang, and work again.
 #[derive(Clone, Debug, Default)]
-pub struct Switch(Arc<AtomicBool>);
+pub struct Switch {
+    fails: Arc<AtomicBool>,
+    hangs: Arc<AtomicBool>,
+}
 
 impl Switch {
     /// Every write fails from now on.
     pub fn fail(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.fails.store(true, Ordering::SeqCst);
+    }
+
+    /// Every write hangs from now on, like one to a disk that does not answer.
+    pub fn hang(&self) {
+        self.hangs.store(true, Ordering::SeqCst);
     }
 
     /// Writes work again.
     pub fn mend(&self) {
-        self.0.store(false, Ordering::SeqCst);
+        self.fails.store(false, Ordering::SeqCst);
+        self.hangs.store(false, Ordering::SeqCst);
     }
 }
 
@@ -43,7 +53,10 @@ impl MemoryStore {
     }
 
     fn check(&self) -> Result<(), StoreError> {
-        if self.switch.0.load(Ordering::SeqCst) {
+        while self.switch.hangs.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.switch.fails.load(Ordering::SeqCst) {
             return Err(StoreError::Io {
                 path: "memory".to_owned(),
                 source: "made to fail".into(),

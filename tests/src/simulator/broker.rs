@@ -9,7 +9,7 @@ use usher_placement::{
 };
 use usher_shared::id::{BrokerId, ConnectionId, NodeId, TeamId};
 use usher_shared::link::{Exited, ToBroker};
-use usher_shared::quantity::Timestamp;
+use usher_shared::quantity::{Epoch, Timestamp};
 
 use super::agenda::{ForBroker, Happens, Which};
 use super::clock::Real;
@@ -50,6 +50,8 @@ pub(super) struct Broker {
     pub(super) queued: usize,
     pub(super) batches: u64,
     pub(super) batch: Option<Vec<Record>>,
+    /// By team, the epoch that it was written with last.
+    written: BTreeMap<TeamId, Epoch>,
     wake_at: Real,
     /// What came while the process stood still.
     pub(super) deferred: Option<Vec<ForBroker>>,
@@ -134,6 +136,7 @@ impl World {
             queued: 0,
             batches: 0,
             batch: None,
+            written: BTreeMap::new(),
             wake_at: 0,
             deferred: None,
             routes: BTreeMap::new(),
@@ -262,10 +265,20 @@ impl World {
         if which == Which::Main {
             self.mirror_hears(&event, now);
         }
+        let closed = match &event {
+            Event::LinkClosed { link } => Some(*link),
+            _ => None,
+        };
         if let Some(broker) = self.broker_mut(which) {
             broker.core.handle(event, now);
         }
         self.pump(which);
+        if let Some(link) = closed
+            && let Some(broker) = self.broker_mut(which)
+        {
+            let void = broker.pipeline.forget_link(link);
+            broker.queued = broker.queued.saturating_sub(void);
+        }
     }
 
     /// Takes the core's commands, hands the store its next batch, carries out what may pass.
@@ -288,6 +301,9 @@ impl World {
             match command {
                 Command::Write(record) => {
                     broker.queued -= 1;
+                    if let Record::Team(team, Some(record)) = &record {
+                        broker.written.insert(team.clone(), record.epoch);
+                    }
                     broker.pipeline.write(record);
                 }
                 Command::Answer { request, answer } => {
@@ -311,7 +327,15 @@ impl World {
             && let Some(batch) = broker.pipeline.next_batch()
         {
             broker.batches += 1;
+            let gone = batch.iter().filter_map(|record| match record {
+                Record::Team(team, None) => Some((team.clone(), *broker.written.get(team)?)),
+                _ => None,
+            });
+            let gone: Vec<_> = gone.collect();
             broker.batch = Some(batch);
+            if which == Which::Main {
+                self.truth.last_before_delete = gone.into_iter().collect();
+            }
             self.hand_over(which);
         }
         self.carry_out(which, ready);

@@ -37,6 +37,8 @@ pub(super) struct Truth {
     shown: BTreeMap<TeamId, Epoch>,
     /// By team, the last record that is durable, kept after a delete.
     durable: BTreeMap<TeamId, (Epoch, Option<NodeId>)>,
+    /// By team that the batch in flight deletes, the epoch that it was written with last.
+    pub(super) last_before_delete: BTreeMap<TeamId, Epoch>,
     /// Whether an old copy was put back: then some of what was known may be known by nobody.
     pub(super) forgot: bool,
 }
@@ -245,7 +247,14 @@ impl World {
             };
             let (epoch, owner) = match record {
                 Some(record) => (record.epoch, record.owner.as_ref().map(|(node, _)| node.clone())),
-                None => continue,
+                None => {
+                    // What the same batch had said of it before stands in it no more.
+                    if let Some(last) = self.truth.last_before_delete.get(team) {
+                        let known = self.truth.durable.entry(team.clone()).or_insert((*last, None));
+                        known.0 = known.0.max(*last);
+                    }
+                    continue;
+                }
             };
             let known = self.truth.durable.insert(team.clone(), (epoch, owner.clone()));
             if let Some((before, known_owner)) = known {
