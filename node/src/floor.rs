@@ -5,7 +5,8 @@
 //! Locks are taken in the order state, roster, outbox.
 
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +41,8 @@ const WAIT_FOR_ASSIGN: Duration = Duration::from_secs(1);
 const RETIRE_MS: u32 = 5_000;
 /// How long members of a team that moved here are waited for: whoever has not come by then may never do.
 const EXPECTED_MS: u64 = 15_000;
+/// Teams that are taken from the list at a time: the lock is held no longer than that takes.
+const SLICE: usize = 256;
 /// Room for teams that is worth no shrinking.
 const ROOM_KEPT: usize = 4_096;
 /// Descriptors kept free for listeners, the link, requests and files.
@@ -88,7 +91,7 @@ pub(crate) struct State {
     pub(crate) reasons: HashMap<OperationId, Label>,
     pub(crate) outgoing: Outgoing,
     /// By team, while it has connections.
-    pub(crate) rosters: HashMap<TeamId, Arc<Roster>>,
+    pub(crate) rosters: BTreeMap<TeamId, Arc<Roster>>,
     pub(crate) connections: u32,
     spent: SpentTickets,
     serial: u64,
@@ -428,7 +431,7 @@ impl Floor {
     }
 
     /// Tells what members of moving teams missed, and stops waiting for those that have not come.
-    fn look_at_moving(&self, state: &mut State) {
+    fn look_at_moving(&self, state: &mut State, missed: &[Arc<Roster>]) {
         let now = boottime();
         let over: Vec<TeamId> = state
             .expected
@@ -442,14 +445,8 @@ impl Floor {
                 roster.set_absent(0);
             }
         }
-        let missed: Vec<Arc<Roster>> = state
-            .rosters
-            .values()
-            .filter(|roster| roster.has_missed())
-            .cloned()
-            .collect();
         for roster in missed {
-            self.tell_missed(state, &roster);
+            self.tell_missed(state, roster);
         }
     }
 
@@ -482,18 +479,32 @@ impl Floor {
 
     /// Everybody, for something done once.
     pub(crate) fn everybody(&self) -> Vec<Arc<Outbox>> {
-        let state = self.state.lock();
-        state
-            .rosters
-            .values()
+        self.slices()
+            .flatten()
             .flat_map(|roster| roster.members())
             .collect()
     }
 
-    /// Forgets clients that gave up waiting.
-    pub(crate) fn tidy(&self) {
+    /// All teams that have connections, [`SLICE`] at a time. The lock is held for each slice and free between them, so
+    /// whoever comes or goes meanwhile waits for no walk; a team that is there all the time is met once.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = Vec<Arc<Roster>>> {
+        let mut after: Option<TeamId> = None;
+        std::iter::from_fn(move || {
+            let slice: Vec<Arc<Roster>> = {
+                let state = self.state.lock();
+                let from = after.as_ref().map_or(Unbounded, Excluded);
+                let rest = state.rosters.range::<TeamId, _>((from, Unbounded));
+                rest.take(SLICE).map(|(_, roster)| Arc::clone(roster)).collect()
+            };
+            after = Some(slice.last()?.team.clone());
+            Some(slice)
+        })
+    }
+
+    /// Forgets clients that gave up waiting. `missed`: the teams with members elsewhere that missed something.
+    pub(crate) fn tidy(&self, missed: &[Arc<Roster>]) {
         let mut state = self.state.lock();
-        self.look_at_moving(&mut state);
+        self.look_at_moving(&mut state, missed);
         state.waiting.retain(|_, clients| {
             clients.retain(|client| !client.is_closed());
             !clients.is_empty()
@@ -502,9 +513,6 @@ impl Floor {
             state.waiting.shrink_to(64);
         }
         // After a wave of teams a map stays as large as it was at its height.
-        if state.rosters.capacity() > 4 * state.rosters.len() + ROOM_KEPT {
-            state.rosters.shrink_to(ROOM_KEPT);
-        }
         state.mandate.holdings.give_room_back(ROOM_KEPT);
     }
 }

@@ -196,11 +196,11 @@ impl Floor {
     /// Heartbeat `seq`, noted as sent now.
     pub(crate) fn heartbeat(&self, seq: u64, since_last: std::time::Duration) -> ToBroker {
         let load = *self.load.lock();
+        let (hot_teams, large_teams) = self.notable_teams(since_last);
         let mut state = self.state.lock();
         let now = boottime();
         state.mandate.sent(seq, now);
         let forget_ms = state.broker.as_ref().map_or(u64::MAX, |broker| broker.forget_ms);
-        let (hot_teams, large_teams) = notable_teams(&state, since_last);
         ToBroker::Heartbeat(Box::new(Heartbeat {
             seq,
             boot_ms: now.as_millis(),
@@ -261,31 +261,32 @@ fn pages(held: Vec<usher_shared::link::Held>) -> Vec<ToBroker> {
     }
 }
 
-/// The busiest teams and the largest ones.
-fn notable_teams(state: &State, since_last: std::time::Duration) -> (Vec<HotTeam>, Vec<LargeTeam>) {
-    let window_ms = u64::try_from(since_last.as_millis()).unwrap_or(u64::MAX).max(1);
-    let (mut busy, mut large) = (Top::new(MAX_HOT), Top::new(MAX_LARGE));
-    for roster in state.rosters.values() {
-        let (connections, frames) = roster.activity();
-        let connections = u32::try_from(connections).unwrap_or(u32::MAX);
-        let frames_per_s = u64::from(frames) * 1000 / window_ms;
-        if frames_per_s > 0 {
-            busy.put((frames_per_s, connections, &roster.team));
+impl Floor {
+    /// The busiest teams and the largest ones.
+    fn notable_teams(&self, since_last: std::time::Duration) -> (Vec<HotTeam>, Vec<LargeTeam>) {
+        let window_ms = u64::try_from(since_last.as_millis()).unwrap_or(u64::MAX).max(1);
+        let (mut busy, mut large) = (Top::new(MAX_HOT), Top::new(MAX_LARGE));
+        for roster in self.slices().flatten() {
+            let (connections, frames) = roster.activity();
+            let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+            let frames_per_s = u64::from(frames) * 1000 / window_ms;
+            if frames_per_s > 0 {
+                busy.put((frames_per_s, connections, roster.team.clone()));
+            }
+            large.put((connections, roster.team.clone()));
         }
-        large.put((connections, &roster.team));
+        let hot_teams = busy
+            .into_sorted()
+            .map(|(frames_per_s, connections, team)| HotTeam {
+                team,
+                connections,
+                frames_per_s: u32::try_from(frames_per_s).unwrap_or(u32::MAX),
+            });
+        let large_teams = large
+            .into_sorted()
+            .map(|(connections, team)| LargeTeam { team, connections });
+        (hot_teams.collect(), large_teams.collect())
     }
-    let hot_teams = busy
-        .into_sorted()
-        .map(|(frames_per_s, connections, team)| HotTeam {
-            team: team.clone(),
-            connections,
-            frames_per_s: u32::try_from(frames_per_s).unwrap_or(u32::MAX),
-        });
-    let large_teams = large.into_sorted().map(|(connections, team)| LargeTeam {
-        team: team.clone(),
-        connections,
-    });
-    (hot_teams.collect(), large_teams.collect())
 }
 
 /// The greatest of many, without keeping the others.

@@ -7,6 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Body as _;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use usher_listen::answer::{Answer, body, problem};
@@ -36,27 +37,32 @@ pub(crate) struct Done {
 
 #[derive(Debug, Default)]
 struct DoneByKey {
-    delivered: HashMap<(TeamId, Box<str>), u32>,
+    /// How many connections each went to; empty until it has gone to all of them.
+    delivered: HashMap<(TeamId, Box<str>), Arc<OnceLock<u32>>>,
     order: VecDeque<(Timestamp, (TeamId, Box<str>))>,
 }
 
 impl Done {
     /// How many connections the post with this key went to: `deliver` runs once a key, also when
-    /// the same post comes twice at the same time.
+    /// the same post comes twice at the same time. Posts with other keys wait for none of that.
     fn once(&self, team: &TeamId, key: &str, now: Timestamp, deliver: impl FnOnce() -> u32) -> u32 {
+        *self.of(team, key, now).get_or_init(deliver)
+    }
+
+    fn of(&self, team: &TeamId, key: &str, now: Timestamp) -> Arc<OnceLock<u32>> {
         let mut done = self.by_key.lock();
         while done.order.front().is_some_and(|(until, _)| *until <= now) {
             done.drop_oldest();
         }
         let name = (team.clone(), Box::from(key));
         if let Some(delivered) = done.delivered.get(&name) {
-            return *delivered;
+            return Arc::clone(delivered);
         }
         if done.order.len() >= MAX_REMEMBERED {
             done.drop_oldest();
         }
-        let delivered = deliver();
-        done.delivered.insert(name.clone(), delivered);
+        let delivered = Arc::default();
+        done.delivered.insert(name.clone(), Arc::clone(&delivered));
         done.order.push_back((now.plus(REMEMBER_MS), name));
         delivered
     }
@@ -164,6 +170,29 @@ mod tests {
         assert_eq!(done.once(&other, "k", at(1), || 4), 4);
         assert_eq!(done.once(&other, "x", at(REMEMBER_MS), || 1), 1);
         assert_eq!(done.once(&team, "k", at(REMEMBER_MS), || 9), 9);
+    }
+
+    #[test]
+    fn a_post_waits_for_its_own_key_and_for_no_other() {
+        let done = Done::default();
+        let (team, now) = ("T1".parse().unwrap(), Timestamp::from_millis(0));
+        let (say, said) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let (done, team) = (&done, &team);
+            // While one is being delivered, another goes its way, and a third of the first's key has its answer.
+            let first = move || {
+                let said = said.recv_timeout(Duration::from_secs(20));
+                assert_eq!(said, Ok(2), "another key waited for this one");
+                1
+            };
+            let first = scope.spawn(move || done.once(team, "a", now, first));
+            while done.by_key.try_lock().is_none_or(|known| known.order.is_empty()) {
+                std::thread::yield_now();
+            }
+            let same = scope.spawn(move || done.once(team, "a", now, || 9));
+            say.send(done.once(team, "b", now, || 2)).unwrap();
+            assert_eq!((first.join().unwrap(), same.join().unwrap()), (1, 1));
+        });
     }
 
     #[test]

@@ -541,17 +541,22 @@ async fn sweep(floor: Arc<Floor>) {
         let mut somebody = false;
         let since_last = elapsed(now, last);
         last = now;
-        for outbox in floor.everybody() {
-            somebody |= outbox.silent_ms(now) <= since_last;
-            match outbox.sweep(now, ping_ms, message_ms) {
-                Swept::Fine | Swept::Stuck => {}
-                Swept::Silent => floor.figures.silent.increment(1),
-                Swept::Unfinished => {
-                    floor.figures.unfinished_time.increment(1);
-                    outbox.fail(unfinished_goodbye(), now);
+        let mut missed = Vec::new();
+        for slice in floor.slices() {
+            for outbox in slice.iter().flat_map(|roster| roster.members()) {
+                somebody |= outbox.silent_ms(now) <= since_last;
+                match outbox.sweep(now, ping_ms, message_ms) {
+                    Swept::Fine | Swept::Stuck => {}
+                    Swept::Silent => floor.figures.silent.increment(1),
+                    Swept::Unfinished => {
+                        floor.figures.unfinished_time.increment(1);
+                        outbox.fail(unfinished_goodbye(), now);
+                    }
+                    Swept::Retired => outbox.close(replaced_goodbye(), now, EndedBy::Client),
                 }
-                Swept::Retired => outbox.close(replaced_goodbye(), now, EndedBy::Client),
             }
+            missed.extend(slice.into_iter().filter(|roster| roster.has_missed()));
+            tokio::task::yield_now().await;
         }
         if somebody {
             floor
@@ -563,7 +568,7 @@ async fn sweep(floor: Arc<Floor>) {
             .figures
             .unfinished_bytes
             .set(floor.unfinished.bytes() as f64);
-        floor.tidy();
+        floor.tidy(&missed);
     }
 }
 
@@ -643,6 +648,38 @@ mod tests {
             begun: Arc::clone(&begun),
         });
         (node, begun)
+    }
+
+    #[tokio::test]
+    async fn a_walk_over_all_teams_leaves_the_door_open_between_its_slices() {
+        let (node, _) = node_with_a_part_that_dies(0);
+        let seat = |number: u32| {
+            let team: usher_shared::id::TeamId = format!("T{number:04}").parse().unwrap();
+            let roster = Arc::new(crate::roster::Roster::new(team.clone()));
+            node.floor.state.lock().rosters.insert(team, roster);
+        };
+        (1..=1_000).for_each(seat);
+        let mut met = std::collections::BTreeSet::new();
+        let mut slices = 0;
+        for slice in node.floor.slices() {
+            slices += 1;
+            for roster in &slice {
+                assert!(met.insert(roster.team.clone()), "{} came twice", roster.team);
+            }
+            // Somebody goes that was met, and somebody comes where the walk has been.
+            let mut state = node
+                .floor
+                .state
+                .try_lock()
+                .expect("the lock is held between slices");
+            state.rosters.remove(&slice[0].team);
+            drop(state);
+            seat(0);
+        }
+        assert_eq!((met.len(), slices), (1_000, 4));
+        let mut everybody = node.floor.slices().flatten();
+        assert!(everybody.all(|roster| roster.is_empty()));
+        node.floor.tidy(&[]);
     }
 
     #[tokio::test]

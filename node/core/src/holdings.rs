@@ -4,7 +4,8 @@
 //! below the one held, or below the one that a team was taken away with, is from the past and changes
 //! nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Bound::{Excluded, Unbounded};
 use usher_shared::id::{Label, OperationId, TeamId};
 use usher_shared::link::{
     Activate, Assign, Confirm, Counted, Drain, Held, HoldState, MAX_LIST, Pace, Revoke, TeamCount, TeamEpoch,
@@ -26,6 +27,10 @@ pub struct Holdings {
     teams: HashMap<TeamId, Entry>,
     held: usize,
     taken: Taken,
+    /// Held teams without a connection, longest first: each heartbeat tells of some, and must not look at all.
+    empty: BTreeSet<(Timestamp, TeamId)>,
+    /// The last of these that was told: the next heartbeat goes on after it.
+    told_empty: Option<(Timestamp, TeamId)>,
 }
 
 /// Teams that were taken away on this link, and the epoch that they went with.
@@ -98,6 +103,16 @@ struct Leaving {
     moved: Option<Epoch>,
     /// The revoke that took it away, or what a move had left of it: its connections go at once.
     revoked: Option<Epoch>,
+}
+
+impl Entry {
+    /// Since when it is held without a connection, if so.
+    fn empty_since(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Held(hold) if self.connections == 0 => Some(hold.empty_since),
+            _ => None,
+        }
+    }
 }
 
 impl Hold {
@@ -242,7 +257,9 @@ impl Holdings {
                     state: State::Held(hold),
                     connections,
                 };
-                self.teams.insert(team.clone(), entry);
+                let before = self.teams.insert(team.clone(), entry);
+                let empty = before.as_ref().and_then(Entry::empty_since);
+                self.keep_empty(team, empty);
             }
         }
         if assign.state == HoldState::Prepared {
@@ -327,6 +344,9 @@ impl Holdings {
                 }
                 State::Leaving(leaving) => leaving.held_epoch,
             };
+            if let Some(since) = entry.empty_since() {
+                self.empty.remove(&(since, one.team.clone()));
+            }
             let revoked = match &entry.state {
                 State::Held(_) => None,
                 State::Leaving(leaving) => leaving.revoked,
@@ -377,6 +397,9 @@ impl Holdings {
         if matches!(entry.state, State::Held(_)) {
             self.held -= 1;
         }
+        if let Some(since) = entry.empty_since() {
+            self.empty.remove(&(since, revoke.team.clone()));
+        }
         if entry.connections == 0 {
             self.remove(&revoke.team);
             self.taken.note(&revoke.team, revoke.epoch);
@@ -404,6 +427,9 @@ impl Holdings {
         let Some(entry) = self.teams.get_mut(team) else {
             return Opened::Quietly;
         };
+        if let Some(since) = entry.empty_since() {
+            self.empty.remove(&(since, team.clone()));
+        }
         entry.connections += 1;
         match &entry.state {
             State::Held(hold) if hold.report_until.is_some_and(|until| now < until) => Opened::Reported,
@@ -420,9 +446,13 @@ impl Holdings {
         let Some(entry) = self.teams.get_mut(team) else {
             return closed;
         };
+        let before = entry.empty_since();
         entry.connections = entry.connections.saturating_sub(1);
         match &mut entry.state {
-            State::Held(hold) => hold.empty_since = now,
+            State::Held(hold) => {
+                hold.empty_since = now;
+                self.keep_empty(team, before);
+            }
             State::Leaving(leaving) => {
                 closed.departed = leaving.moved.filter(|_| leaving.revoked.is_none());
                 if entry.connections == 0 {
@@ -432,6 +462,16 @@ impl Holdings {
             }
         }
         closed
+    }
+
+    /// Puts a team where it belongs among those without a connection; `before` is where it stood.
+    fn keep_empty(&mut self, team: &TeamId, before: Option<Timestamp>) {
+        if let Some(before) = before {
+            self.empty.remove(&(before, team.clone()));
+        }
+        if let Some(since) = self.teams.get(team).and_then(Entry::empty_since) {
+            self.empty.insert((since, team.clone()));
+        }
     }
 
     /// What a team is to this node. One that has gone with its last connection is told from one that
@@ -474,16 +514,24 @@ impl Holdings {
         held.collect()
     }
 
-    /// Up to `most` teams that have been without a connection for longer than `forget_ms`.
+    /// Up to `most` teams that have been without a connection for longer than `forget_ms`, in turn: some of them stay,
+    /// and must not keep the others from being told. O(`most`).
     #[must_use]
-    pub fn idle(&self, now: Timestamp, forget_ms: u64, most: usize) -> Vec<TeamEpoch> {
-        let idle = self.teams.iter().filter_map(|(team, entry)| match &entry.state {
-            State::Held(hold) if entry.connections == 0 && now.since(hold.empty_since) > forget_ms => {
-                Some(named(team, hold.epoch))
-            }
-            _ => None,
-        });
-        idle.take(most).collect()
+    pub fn idle(&mut self, now: Timestamp, forget_ms: u64, most: usize) -> Vec<TeamEpoch> {
+        let after = self.told_empty.take();
+        let from = after.as_ref().map_or(Unbounded, Excluded);
+        let idle = |(since, _): &&(Timestamp, TeamId)| now.since(*since) > forget_ms;
+        let later = self.empty.range((from, Unbounded)).take_while(idle);
+        let again = self.empty.iter().take_while(idle);
+        let again = again.take_while(|one| after.as_ref().is_some_and(|after| *one <= after));
+        let told: Vec<&(Timestamp, TeamId)> = later.chain(again).take(most).collect();
+        self.told_empty = told.last().map(|last| (*last).clone());
+        told.into_iter()
+            .filter_map(|(_, team)| match &self.teams.get(team)?.state {
+                State::Held(hold) => Some(named(team, hold.epoch)),
+                State::Leaving(_) => None,
+            })
+            .collect()
     }
 
     /// The connections of each team that is held and has any, in messages of a bounded size; at least one.

@@ -236,6 +236,31 @@ fn only_teams_long_without_a_connection_are_idle() {
 }
 
 #[test]
+fn idle_teams_are_told_in_turn_so_that_those_that_stay_hold_up_no_other() {
+    let mut holdings = Holdings::default();
+    let given = |number: u64| Assign {
+        team: team(&format!("T{number}")),
+        ..assign(5, OWNED)
+    };
+    for number in 0..700 {
+        holdings.assign(&given(number), 1, at(number));
+    }
+    let mut told = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        let some = holdings.idle(at(10_000), 100, 256);
+        assert_eq!(some.len(), 256);
+        told.extend(some.into_iter().map(|one| one.team));
+    }
+    assert_eq!(told.len(), 700);
+    // One that is left over when the others are used again is told once.
+    for number in 1..700 {
+        holdings.opened(&team(&format!("T{number}")), at(10_000));
+    }
+    assert_eq!(holdings.idle(at(10_000), 100, 256).len(), 1);
+    assert_eq!(holdings.idle(at(10_000), 100, 256).len(), 1);
+}
+
+#[test]
 fn arrivals_are_reported_for_a_minute_after_a_move() {
     let mut holdings = Holdings::default();
     let moved = Assign {
@@ -318,6 +343,8 @@ proptest! {
             let counted = holdings.teams.get(&name).map_or(0, |entry| entry.connections);
             prop_assert_eq!(counted, connections);
             prop_assert_eq!(holdings.held(), holdings.inventory().len());
+            let walked = holdings.teams.iter().filter_map(|(team, entry)| Some((entry.empty_since()?, team.clone())));
+            prop_assert_eq!(&holdings.empty, &walked.collect());
             // While it is known at all, the epoch only grows.
             let now = match holdings.tenure(&name) {
                 Tenure::Absent => None,
