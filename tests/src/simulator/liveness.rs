@@ -13,6 +13,8 @@ use super::world::{Phase, World};
 
 /// What is left for dialling, on top of a grace and a lease.
 const DIAL_MS: u64 = 5_000;
+/// What was decided so lately may not have reached its node.
+const PLACED_MS: u64 = 200;
 /// A team that moved less than this ago may be on its way still.
 const MOVING_MS: u64 = 2_000;
 /// Connections of a team that moved less than this ago may still be where it was: a hold that nobody renews, as of a
@@ -158,7 +160,11 @@ impl World {
             let process = self.machines[node].process.as_ref();
             let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
             let held = tenure == Some(usher_node_core::holdings::Tenure::Held(view.epoch));
-            if !held && !self.is_nobody_better(node) && !self.just_moved(&view) {
+            if !held
+                && !self.is_nobody_better(node)
+                && !self.just_moved(&view)
+                && !self.just_placed(&view.team)
+            {
                 self.fail(format!(
                     "L1: {owner} owns team {team} under epoch {} and has {tenure:?}",
                     view.epoch
@@ -171,6 +177,14 @@ impl World {
     /// dead for silence.
     fn is_nobody_better(&self, node: usize) -> bool {
         self.machines[node].process.is_none() && self.mirror.preserving && self.all_gated()
+    }
+
+    /// Whether the team was given to its node so lately that the word may be on its way.
+    fn just_placed(&self, team: &TeamId) -> bool {
+        let now = self.broker_local();
+        let why = self.main.as_ref().and_then(|broker| broker.core.why(team, now));
+        let last = why.and_then(|why| why.decisions.into_iter().next());
+        last.is_some_and(|last| last.ago_ms < PLACED_MS)
     }
 
     /// Whether the team is on its way from one node to another.
@@ -228,6 +242,7 @@ impl World {
                 && self.may_act(node, team) != Some(view.epoch)
                 && !self.is_nobody_better(node)
                 && !self.just_moved(&view)
+                && !self.just_placed(&view.team)
             {
                 let process = self.machines[node].process.as_ref();
                 let tenure = process.map(|process| process.mandate.holdings.tenure(&view.team));
