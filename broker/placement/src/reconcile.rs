@@ -169,7 +169,13 @@ impl Core {
     fn reconcile_team(&mut self, id: &NodeId, held: &Held, known: &Epochs, now: Timestamp) -> Found {
         let Some(team) = self.teams.get(&held.team) else {
             if self.was_deleted(held) {
-                self.revoke(id, &held.team, held.epoch);
+                // Up to the last epoch of it: what was under way to the node on its last link is gone with that, and
+                // an answer about what it shows would not be one about what it is waited for.
+                let last = self
+                    .deleted
+                    .get(&held.team)
+                    .map_or(held.epoch, |deleted| deleted.epoch);
+                self.revoke(id, &held.team, last);
                 return Found::NotItsOwn;
             }
             let ours = known.gave(held.epoch);

@@ -7,6 +7,7 @@ mod world;
 use usher_placement::{Ask, Command, Event, Record, RequestId, Settings};
 use usher_shared::link::{Held, HoldState, Inventory, TeamEpoch, ToNode};
 use usher_shared::quantity::Epoch;
+use usher_shared::rest::{Pin, PinStrength, TeamPut};
 use world::*;
 
 fn state_on(world: &World, name: &str, of: &str) -> Option<HoldState> {
@@ -180,6 +181,33 @@ fn a_node_that_comes_back_without_a_deleted_team_is_not_waited_for_when_it_is_ma
     ask(&mut world, Ask::Delete { team: team("t0") });
     world.nodes.get_mut(&node(&owner)).unwrap().held.clear();
     world.connect(&owner);
+    ask(&mut world, Ask::Cordon { node: node(&owner) });
+    world.place("t0");
+    assert_eq!(state_on(&world, other, "t0"), Some(HoldState::Owned));
+}
+
+#[test]
+fn what_a_node_gives_up_of_a_deleted_team_counts_for_all_that_it_was_ever_given() {
+    let mut world = pool(&["a", "b"], 1);
+    let owner = world.owner("t0").unwrap();
+    let other = if owner == "a" { "b" } else { "a" };
+    // It went away and came back, and the node heard neither.
+    world.nodes.get_mut(&node(&owner)).unwrap().link = None;
+    for to in [other, &owner] {
+        let pin = Some(Pin {
+            node: node(to),
+            seconds: 60,
+            strength: PinStrength::Soft,
+        });
+        let put = TeamPut {
+            pin,
+            ..TeamPut::default()
+        };
+        world.put("t0", put).unwrap();
+    }
+    ask(&mut world, Ask::Delete { team: team("t0") });
+    world.connect(&owner);
+    assert_eq!(state_on(&world, &owner, "t0"), None);
     ask(&mut world, Ask::Cordon { node: node(&owner) });
     world.place("t0");
     assert_eq!(state_on(&world, other, "t0"), Some(HoldState::Owned));
