@@ -17,14 +17,6 @@ fn acks(node: &FakeNode) -> usize {
     acks.count()
 }
 
-/// Reads of teams that were refused with a code.
-async fn counted(broker: &Running, code: &str) -> u64 {
-    let page = http(broker.admin, "GET", "/metrics", &[], "").await.body;
-    let name = format!("usher_reads_refused_total{{code=\"{code}\"}} ");
-    let figure = page.lines().find_map(|line| line.strip_prefix(&name));
-    figure.and_then(|figure| figure.parse().ok()).unwrap_or(u64::MAX)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_fails_old_teams_go_on_and_new_ones_are_refused() {
     let data = tempfile::tempdir().unwrap();
@@ -64,7 +56,7 @@ async fn while_the_store_fails_old_teams_go_on_and_new_ones_are_refused() {
         );
         assert!(refused.headers.contains_key("retry-after"));
     }
-    assert_eq!(counted(&broker, "store_failing").await, 3);
+    assert_eq!(broker.reads_refused("store_failing").await, 3);
     for path in ["/v1/status", "/v1/nodes/node-1", "/v1/operations"] {
         assert_eq!(broker.admin("GET", path, "").await.status, 200, "{path}");
     }

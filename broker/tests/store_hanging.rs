@@ -6,14 +6,6 @@ use std::time::Duration;
 use support::{FakeNode, Running, config, http, until};
 use usher_broker::store::MemoryStore;
 
-/// Reads of teams that were refused with a code.
-async fn counted(broker: &Running, code: &str) -> u64 {
-    let page = http(broker.admin, "GET", "/metrics", &[], "").await.body;
-    let name = format!("usher_reads_refused_total{{code=\"{code}\"}} ");
-    let figure = page.lines().find_map(|line| line.strip_prefix(&name));
-    figure.and_then(|figure| figure.parse().ok()).unwrap_or(u64::MAX)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_disk_that_hangs_is_bounded_and_goes_with_whoever_asked() {
     let data = tempfile::tempdir().unwrap();
@@ -29,7 +21,7 @@ async fn what_waits_for_a_disk_that_hangs_is_bounded_and_goes_with_whoever_asked
     // A page is 1,000 rows, and 50,000 may wait.
     let page = move || async move { http(admin, "GET", "/v1/teams?limit=1000", &[], "").await };
     let mut pages = Vec::new();
-    while counted(&broker, "busy").await == 0 {
+    while broker.reads_refused("busy").await == 0 {
         assert!(pages.len() < 100, "what waits has no bound");
         pages.push(tokio::spawn(page()));
     }

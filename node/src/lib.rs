@@ -24,7 +24,9 @@ mod post;
 mod roster;
 mod send_back;
 mod server;
+mod stop;
 mod unfinished;
+mod upkeep;
 mod watchdog;
 
 pub use brokers::{BrokerAddress, BrokerAddressError};

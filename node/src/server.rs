@@ -5,37 +5,30 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use usher_listen::accept::{Limits, bind, serve};
 use usher_listen::supervise::{once, restarted};
 use usher_listen::telemetry::Telemetry;
-use usher_shared::clock::boottime;
-use usher_shared::frame::CloseCode;
+use usher_node_core::lapse::OnLapse;
+use usher_node_core::stopping::HASTY_CLOSES_MS;
 use usher_shared::id::NodeId;
-use usher_shared::link::EndedBy;
-use usher_shared::quantity::Timestamp;
 use usher_shared::template::NodeUrl;
 
 use crate::NodeError;
 use crate::brokers::BrokerAddress;
 use crate::config::Config;
-use crate::connection::unfinished_goodbye;
 use crate::doors::{Doors, admin, probed};
-use crate::floor::{Floor, jitter, replaced_goodbye};
+use crate::floor::Floor;
 use crate::link::{Introduction, keep};
-use crate::load::{EVERY, Reading, Sampler};
+use crate::load::Sampler;
 use crate::name_lock::{NameLock, NameLockError};
 use crate::outage::watch;
-use crate::outbox::{Goodbye, Swept, elapsed};
-use usher_node_core::lapse::OnLapse;
-use usher_node_core::mandate::Link;
-use usher_node_core::stopping::{HASTY_CLOSES_MS, Step, Stopping, spread_ms};
+use crate::stop::{part_with_everybody, signals, wind_down};
+use crate::upkeep::{pace, sample, sweep};
 
 /// What listeners and the link get to end, even when nothing of the budget is left.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -398,197 +391,11 @@ pub async fn run(config: Config) -> Result<(), NodeError> {
     served
 }
 
-fn signals(
-    stop: CancellationToken,
-    hasten: CancellationToken,
-) -> Result<impl Future<Output = ()>, NodeError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Signals)?;
-    let mut quit = signal(SignalKind::quit()).map_err(NodeError::Signals)?;
-    Ok(async move {
-        for token in [stop, hasten] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = quit.recv() => {}
-            }
-            token.cancel();
-        }
-    })
-}
-
-/// Serves on until nothing is left, the budget is over, or `hasten`; then closes what is left. Returns by
-/// when everything else must have ended, too.
-async fn wind_down(floor: &Floor, hasten: &CancellationToken) -> Instant {
-    let budget = floor.config.stop_budget;
-    let began = Instant::now();
-    floor.stopping.send_replace(Some(began + budget));
-    let served = !floor.state.lock().mandate.holdings.is_empty();
-    let budget_s = budget.as_secs_f32();
-    if floor.state.lock().mandate.link() == Link::Down {
-        tracing::info!(
-            budget_s,
-            "stopping, without a broker: serving on until the budget is over"
-        );
-    } else {
-        tracing::info!(budget_s, "stopping: asked the broker to drain this node");
-    }
-    let now = || Timestamp::from_millis(millis(began.elapsed()));
-    let at = |moment: Timestamp| began + Duration::from_millis(moment.as_millis());
-    let mut stopping = Stopping::begin(millis(budget), served, now());
-    let mut hastened = false;
-    loop {
-        let (connections, teams) = {
-            let state = floor.state.lock();
-            (state.connections, state.mandate.holdings.held())
-        };
-        match stopping.step(connections, teams, now()) {
-            Step::Gone => return at(stopping.until()),
-            Step::CloseAll { .. } => {
-                tracing::warn!(connections, "the stop budget is over: closing what is left");
-                part_with_everybody(floor, at(stopping.until())).await;
-                return at(stopping.until());
-            }
-            Step::Wait { until } => tokio::select! {
-                () = floor.gone.notified() => {}
-                () = sleep_until(at(until)) => {}
-                () = hasten.cancelled(), if !hastened => {
-                    hastened = true;
-                    stopping.hasten(now());
-                }
-            },
-        }
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Closes what is left, so that it comes back spread in time.
-async fn part_with_everybody(floor: &Floor, until: Instant) {
-    let left = floor.everybody();
-    let spread_ms = spread_ms(left.len() as u64);
-    for member in left {
-        let goodbye = Goodbye::retry(CloseCode::Restart, "stopping", jitter(spread_ms));
-        member.close(goodbye, floor.clock.now(), EndedBy::Deadline);
-    }
-    let closed = async {
-        while floor.state.lock().connections > 0 {
-            floor.gone.notified().await;
-        }
-    };
-    if timeout_at(until, closed).await.is_err() {
-        tracing::warn!(
-            connections = floor.state.lock().connections,
-            "clients that did not answer a Close within the stop budget were cut"
-        );
-    }
-}
-
-/// Samples the load each second.
-async fn sample(floor: Arc<Floor>, mut sampler: Sampler) {
-    let mut every = tokio::time::interval(EVERY);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last = Instant::now();
-    let mut pressure = None;
-    loop {
-        every.tick().await;
-        let now = Instant::now();
-        let reading = sampler.sample(now.duration_since(last));
-        if reading.pressure != pressure {
-            pressure = reading.pressure;
-            tell_pressure(&reading);
-        }
-        last = now;
-        floor.figures.cpu_now.set(reading.cpu_now.get());
-        floor.figures.cpu_average.set(reading.cpu_average.get());
-        *floor.load.lock() = reading;
-    }
-}
-
-fn tell_pressure(reading: &Reading) {
-    let used_percent = reading
-        .memory
-        .map(|memory| memory.used_bytes.saturating_mul(100) / memory.limit_bytes.max(1));
-    match reading.pressure {
-        Some(pressure) => tracing::warn!(
-            used_percent,
-            "under pressure, and the broker is told to send new teams elsewhere: {}",
-            pressure.words()
-        ),
-        None => tracing::info!(used_percent, "no longer under pressure"),
-    }
-}
-
-/// Advances the coarse clock and looks after idle and stuck connections. One task for all of them:
-/// a timer per connection would be most of an idle connection's cost.
-async fn sweep(floor: Arc<Floor>) {
-    let ping = floor.config.ping;
-    let tick = (ping / 8).clamp(Duration::from_millis(20), Duration::from_secs(1));
-    let ping_ms = u32::try_from(ping.as_millis()).unwrap_or(u32::MAX);
-    let message_ms = u32::try_from(floor.config.message_time.as_millis()).unwrap_or(u32::MAX);
-    let mut every = tokio::time::interval(tick);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let began = Instant::now();
-    let mut last = 0;
-    loop {
-        every.tick().await;
-        // Wraps after 49 days, as the readers expect.
-        #[allow(clippy::cast_possible_truncation)]
-        let now = began.elapsed().as_millis() as u32;
-        floor.clock.set(now);
-        let mut somebody = false;
-        let since_last = elapsed(now, last);
-        last = now;
-        let mut missed = Vec::new();
-        for slice in floor.slices() {
-            for outbox in slice.iter().flat_map(|roster| roster.members()) {
-                somebody |= outbox.silent_ms(now) <= since_last;
-                match outbox.sweep(now, ping_ms, message_ms) {
-                    Swept::Fine | Swept::Stuck => {}
-                    Swept::Silent => floor.figures.silent.increment(1),
-                    Swept::Unfinished => {
-                        floor.figures.unfinished_time.increment(1);
-                        outbox.fail(unfinished_goodbye(), now);
-                    }
-                    Swept::Retired => outbox.close(replaced_goodbye(), now, EndedBy::Client),
-                }
-            }
-            missed.extend(slice.into_iter().filter(|roster| roster.has_missed()));
-            tokio::task::yield_now().await;
-        }
-        if somebody {
-            floor
-                .client_heard
-                .store(boottime().as_millis(), Ordering::Relaxed);
-        }
-        #[allow(clippy::cast_precision_loss)] // A gauge.
-        floor
-            .figures
-            .unfinished_bytes
-            .set(floor.unfinished.bytes() as f64);
-        floor.tidy(&missed);
-    }
-}
-
-/// Closes connections at their slots.
-async fn pace(floor: Arc<Floor>) {
-    loop {
-        match floor.run_slots() {
-            Some(wait) => {
-                let _ = timeout(wait, floor.planned.notified()).await;
-            }
-            None => floor.planned.notified().await,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use tokio::time::sleep;
+    use tokio::time::{sleep, timeout};
     use usher_shared::link::Capacity;
     use usher_shared::quantity::Weight;
 

@@ -69,6 +69,14 @@ impl Running {
         }
     }
 
+    /// Reads of teams that were refused with a code, as `/metrics` has it; of all brokers of this process.
+    pub async fn reads_refused(&self, code: &str) -> u64 {
+        let page = http(self.admin, "GET", "/metrics", &[], "").await.body;
+        let name = format!("usher_reads_refused_total{{code=\"{code}\"}} ");
+        let figure = page.lines().find_map(|line| line.strip_prefix(&name));
+        figure.and_then(|figure| figure.parse().ok()).unwrap_or(u64::MAX)
+    }
+
     pub async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(DEADLINE, self.served)

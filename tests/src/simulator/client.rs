@@ -1,5 +1,6 @@
 //! Clients: what each of them does when it is sent on, closed, told to move, or hears nothing.
 
+use std::collections::BTreeMap;
 use usher_shared::id::{ConnectionId, Incarnation};
 
 use super::agenda::{ForBroker, ForClient, ForNode, Happens, Which};
@@ -58,6 +59,8 @@ pub(super) struct Client {
     backoff_ms: u64,
     /// How often it was sent on since it last waited.
     pub(super) sent_on: u32,
+    /// Which process ran on each machine that it was sent to, then.
+    sent_to: BTreeMap<usize, Option<Incarnation>>,
     /// When it last lost its place, or came to be.
     pub(super) away_since: Real,
 }
@@ -82,6 +85,7 @@ impl Client {
             resume: None,
             backoff_ms: 200,
             sent_on: 0,
+            sent_to: BTreeMap::new(),
             away_since: 0,
         }
     }
@@ -151,6 +155,15 @@ impl World {
         match what {
             ForClient::Act => self.client_does(client),
             ForClient::SentOn { node, ticket } => {
+                // Each process of a node begins a chain anew: nobody of the earlier one is there to send it round.
+                let process = self.machines[node]
+                    .process
+                    .as_ref()
+                    .map(|process| process.incarnation);
+                let before = self.clients[client].sent_to.insert(node, process);
+                if before.is_some_and(|before| before != process) {
+                    self.clients[client].sent_on = 0;
+                }
                 self.clients[client].sent_on += 1;
                 if self.clients[client].sent_on > CIRCLE {
                     self.fail(format!(
